@@ -1,0 +1,2 @@
+//! cwrun
+fn main() {}
