@@ -1,1 +1,25 @@
-//! workload
+//! What the host and the guest of one container say to each other, and nothing that acts on it.
+//!
+//! ```text
+//!   config.json ──split──► HostSpec      stays on the host, confines the VMM
+//!                   ├────► Workload      what runs; canonical JSON, its SHA-256 is the container's identity
+//!                   └────► Environment   what the engine decides per run; hostile input to the guest
+//!
+//!   cwrun ◄──── control protocol: length-prefixed JSON over one vsock stream ────► init
+//! ```
+//!
+//! This crate does no I/O: documents become bytes and bytes become documents, here and only here, so that both
+//! sides agree on every limit and every check.
+
+pub mod bytes;
+pub mod capability;
+pub mod document;
+pub mod environment;
+pub mod protocol;
+
+pub use bytes::{Blob, Hex, VolumeKey};
+pub use capability::{Capabilities, Capability};
+pub use document::{
+    Crypt, Digest, Filesystem, Layer, Mount, MountFlag, Process, Rlimit, Scratch, User, Verity, Workload,
+};
+pub use environment::{Environment, InjectedFile};

@@ -1,0 +1,346 @@
+//! The Workload: everything that decides what runs in the guest, in one canonical document.
+//!
+//! Its SHA-256 is the container's identity. Whoever knows the digest knows the disks (by verity root hash), the
+//! process, the mounts and the policy. Nothing that only the engine can know before a run is in it: that is
+//! [`crate::Environment`].
+//!
+//! Canonical form: JSON without white space, object members sorted bytewise, integers only. This is RFC 8785
+//! restricted to documents without floating-point numbers and with ASCII member names.
+
+use crate::{Capabilities, Hex};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// SHA-256 of a Workload in canonical form.
+pub type Digest = Hex<32>;
+
+/// What runs in the guest. OCI fields keep their OCI meaning.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workload {
+    /// Format of this document, [`Workload::VERSION`].
+    pub version: u32,
+    /// The root file system, lowest layer first; `layers[i]` is the guest's disk number `i`. At least one.
+    pub layers: Vec<Layer>,
+    /// Where changes to the root file system go.
+    pub scratch: Scratch,
+    /// `root.readonly`: the workload sees `/` read-only.
+    pub readonly_root: bool,
+    /// The container's first process.
+    pub process: Process,
+    /// `mounts`, in order, those that live inside the guest.
+    pub mounts: Vec<Mount>,
+    /// `linux.maskedPaths`.
+    pub masked_paths: Vec<String>,
+    /// `linux.readonlyPaths`.
+    pub readonly_paths: Vec<String>,
+    /// `linux.sysctl`.
+    pub sysctl: BTreeMap<String, String>,
+}
+
+/// One disk: EROFS under dm-verity under dm-crypt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layer {
+    /// The outer mapping, over the disk.
+    pub crypt: Crypt,
+    /// The inner mapping, over the decrypted payload.
+    pub verity: Verity,
+}
+
+/// Parameters of a dm-crypt mapping. Cipher `aes-xts-plain64` with a 512-bit key, always.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Crypt {
+    /// First byte of the payload on the disk; a multiple of `sector_size`.
+    pub offset: u64,
+    /// Bytes of payload; a multiple of `sector_size`.
+    pub length: u64,
+    /// Encryption sector in bytes: 512 to 4096, a power of two.
+    pub sector_size: u32,
+}
+
+/// Parameters of a dm-verity mapping, hash tree on the same device. Version 1, SHA-256, 4096-byte blocks, always.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Verity {
+    /// Data blocks of 4096 bytes, from the start of the payload.
+    pub data_blocks: u64,
+    /// Block number, in 4096-byte blocks from the start of the payload, of the tree's root block.
+    pub hash_start_block: u64,
+    /// Salt of every hash.
+    pub salt: Hex<32>,
+    /// Hash of the tree's root block: what the whole disk's content hangs on.
+    pub root_hash: Hex<32>,
+}
+
+/// The writable layer. It dies with the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, tag = "kind", rename_all = "kebab-case")]
+pub enum Scratch {
+    /// Guest memory, spilled to one more disk (after the layers) under a key that the guest draws and keeps.
+    Disk {
+        /// How much the workload may write, in bytes.
+        bytes: u64,
+    },
+    /// Guest memory alone.
+    Ram {
+        /// How much the workload may write, in bytes.
+        bytes: u64,
+    },
+}
+
+/// OCI `process`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    /// Program and arguments; not empty.
+    pub args: Vec<String>,
+    /// `NAME=value`, in order.
+    pub env: Vec<String>,
+    /// Absolute working directory inside the container.
+    pub cwd: String,
+    /// Whom it runs as.
+    pub user: User,
+    /// A pseudo-terminal instead of three streams.
+    pub terminal: bool,
+    /// Capability sets; `None` leaves root's full sets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Capabilities>,
+    /// Resource limits.
+    pub rlimits: Vec<Rlimit>,
+    /// `no_new_privs` (prctl(2)).
+    pub no_new_privileges: bool,
+    /// `oom_score_adj` (proc(5)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom_score_adj: Option<i32>,
+}
+
+/// OCI `process.user`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct User {
+    /// User ID inside the container.
+    pub uid: u32,
+    /// Group ID inside the container.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub additional_gids: Vec<u32>,
+    /// File mode creation mask; 0o022 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub umask: Option<u32>,
+}
+
+/// One resource limit, getrlimit(2).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rlimit {
+    /// `RLIMIT_NOFILE` and the like.
+    pub resource: String,
+    /// Soft limit; `u64::MAX` is infinity.
+    pub soft: u64,
+    /// Hard limit; `u64::MAX` is infinity.
+    pub hard: u64,
+}
+
+/// A file system mounted inside the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mount {
+    /// Absolute path inside the container; resolved without leaving the root, created if missing.
+    pub destination: String,
+    /// What is mounted.
+    pub filesystem: Filesystem,
+    /// Flags of mount(2).
+    pub flags: BTreeSet<MountFlag>,
+    /// File-system specific options, `size=64m` and the like.
+    pub options: Vec<String>,
+}
+
+/// File systems that the guest makes itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Filesystem {
+    /// proc(5)
+    Proc,
+    /// sysfs(5)
+    Sysfs,
+    /// tmpfs(5); OCI option `tmpcopyup` in `options` copies what the image has there.
+    Tmpfs,
+    /// A new instance of devpts.
+    Devpts,
+    /// mq_overview(7)
+    Mqueue,
+    /// cgroups(7), version 2 whatever the host has.
+    Cgroup2,
+}
+
+impl Filesystem {
+    /// The type's name for mount(2).
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Proc => "proc",
+            Self::Sysfs => "sysfs",
+            Self::Tmpfs => "tmpfs",
+            Self::Devpts => "devpts",
+            Self::Mqueue => "mqueue",
+            Self::Cgroup2 => "cgroup2",
+        }
+    }
+}
+
+/// Flags of mount(2) that can be set on a mount in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MountFlag {
+    /// MS_RDONLY
+    Ro,
+    /// MS_NOSUID
+    Nosuid,
+    /// MS_NODEV
+    Nodev,
+    /// MS_NOEXEC
+    Noexec,
+    /// MS_SYNCHRONOUS
+    Sync,
+    /// MS_DIRSYNC
+    Dirsync,
+    /// MS_NOATIME
+    Noatime,
+    /// MS_NODIRATIME
+    Nodiratime,
+    /// MS_RELATIME
+    Relatime,
+    /// MS_STRICTATIME
+    Strictatime,
+}
+
+/// Why a document is not a Workload.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not JSON, or not of the Workload's shape.
+    #[error("the workload document is not valid: {0}")]
+    Shape(#[source] serde_json::Error),
+    /// Made for another release.
+    #[error("the workload document has version {0}, this release reads version {expected}", expected = Workload::VERSION)]
+    Version(u32),
+    /// The bytes are not the canonical form of what they say, so their hash would not identify it.
+    #[error("the workload document is not in canonical form")]
+    NotCanonical,
+    /// A value that no honest host writes.
+    #[error("the workload document's {field} {problem}")]
+    Field {
+        /// Path of the field.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+}
+
+impl Workload {
+    /// Version written and read by this release.
+    pub const VERSION: u32 = 1;
+
+    /// The canonical bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // Through `Value`, whose maps are sorted. A Workload holds only strings, integers and booleans under
+        // string keys, so neither step can fail.
+        let value = serde_json::to_value(self).expect("a Workload has only string keys");
+        serde_json::to_vec(&value).expect("a JSON value always serialises")
+    }
+
+    /// SHA-256 of the canonical bytes.
+    pub fn digest(&self) -> Digest {
+        Hex(Sha256::digest(self.to_bytes()).into())
+    }
+
+    /// Parses canonical bytes and checks every field that does not check itself.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
+        let workload: Self = serde_json::from_slice(bytes).map_err(Error::Shape)?;
+        if workload.version != Self::VERSION {
+            return Err(Error::Version(workload.version));
+        }
+        if workload.to_bytes() != bytes {
+            return Err(Error::NotCanonical);
+        }
+        workload.check()?;
+        Ok(workload)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let field = |field, problem| Err(Error::Field { field, problem });
+        if self.layers.is_empty() || self.layers.len() > Self::MAX_LAYERS {
+            return field("layers", "must be between 1 and 24");
+        }
+        for layer in &self.layers {
+            layer.check()?;
+        }
+        let process = &self.process;
+        if process.args.first().is_none_or(String::is_empty) {
+            return field("process.args", "names no program");
+        }
+        if !process.cwd.starts_with('/') {
+            return field("process.cwd", "is not an absolute path");
+        }
+        if self
+            .mounts
+            .iter()
+            .any(|mount| !mount.destination.starts_with('/'))
+        {
+            return field("mounts", "has a destination that is not an absolute path");
+        }
+        let strings = process.args.iter().chain(&process.env).chain([&process.cwd]);
+        let paths = self
+            .mounts
+            .iter()
+            .map(|m| &m.destination)
+            .chain(&self.masked_paths)
+            .chain(&self.readonly_paths);
+        if strings.chain(paths).any(|text| text.contains('\0')) {
+            return field("strings", "contain a NUL byte");
+        }
+        Ok(())
+    }
+
+    /// Upper limit of `layers`: disks are virtio-mmio devices with an interrupt line each.
+    pub const MAX_LAYERS: usize = 24;
+}
+
+impl Layer {
+    fn check(&self) -> Result<(), Error> {
+        let field = |field, problem| Err(Error::Field { field, problem });
+        let Crypt {
+            offset,
+            length,
+            sector_size,
+        } = self.crypt;
+        if !sector_size.is_power_of_two() || !(512..=4096).contains(&sector_size) {
+            return field(
+                "layers.crypt.sector_size",
+                "is not a power of two from 512 to 4096",
+            );
+        }
+        let aligned = |bytes: u64| bytes.is_multiple_of(u64::from(sector_size));
+        if !aligned(offset) || !aligned(length) || length == 0 || offset.checked_add(length).is_none() {
+            return field(
+                "layers.crypt",
+                "has an offset or length that is no multiple of the sector size",
+            );
+        }
+        let blocks = length / 4096;
+        let Verity {
+            data_blocks,
+            hash_start_block,
+            ..
+        } = self.verity;
+        if data_blocks == 0 || data_blocks > hash_start_block || hash_start_block >= blocks {
+            return field("layers.verity", "has data or hash blocks outside the payload");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "document_test.rs"]
+mod tests;

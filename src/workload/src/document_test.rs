@@ -1,0 +1,101 @@
+use super::*;
+
+pub(crate) fn sample() -> Workload {
+    Workload {
+        version: Workload::VERSION,
+        layers: vec![Layer {
+            crypt: Crypt {
+                offset: 1 << 20,
+                length: 100 * 4096,
+                sector_size: 4096,
+            },
+            verity: Verity {
+                data_blocks: 90,
+                hash_start_block: 91,
+                salt: Hex([1; 32]),
+                root_hash: Hex([2; 32]),
+            },
+        }],
+        scratch: Scratch::Disk { bytes: 1 << 30 },
+        readonly_root: false,
+        process: Process {
+            args: vec!["sh".into(), "-c".into(), "exit 7".into()],
+            env: vec!["PATH=/bin".into()],
+            cwd: "/".into(),
+            user: User::default(),
+            terminal: false,
+            capabilities: Some(Capabilities::default()),
+            rlimits: vec![],
+            no_new_privileges: true,
+            oom_score_adj: None,
+        },
+        mounts: vec![Mount {
+            destination: "/proc".into(),
+            filesystem: Filesystem::Proc,
+            flags: [MountFlag::Nosuid, MountFlag::Nodev].into(),
+            options: vec![],
+        }],
+        masked_paths: vec!["/proc/kcore".into()],
+        readonly_paths: vec![],
+        sysctl: BTreeMap::new(),
+    }
+}
+
+#[test]
+fn the_canonical_form_is_sorted_compact_and_stable() {
+    let bytes = sample().to_bytes();
+    let text = String::from_utf8(bytes.clone()).unwrap();
+    assert!(
+        text.starts_with("{\"layers\":[{\"crypt\":{\"length\":409600,\"offset\":1048576,"),
+        "{text}"
+    );
+    assert!(text.ends_with("\"version\":1}"), "{text}");
+    assert_eq!(Workload::from_bytes(&bytes).unwrap(), sample());
+    // A golden digest: a change here changes every container's identity and needs a new version.
+    assert_eq!(
+        sample().digest().to_string(),
+        "42d5a109dc0394ade77e4a7af754a4dd614d29324ea11be1db2d38a5f847a859"
+    );
+}
+
+#[test]
+fn bytes_that_are_not_canonical_are_refused() {
+    let mut spaced = sample().to_bytes();
+    spaced.push(b' ');
+    assert!(matches!(Workload::from_bytes(&spaced), Err(Error::NotCanonical)));
+    let unknown = String::from_utf8(sample().to_bytes())
+        .unwrap()
+        .replacen('{', "{\"a\":1,", 1);
+    assert!(matches!(
+        Workload::from_bytes(unknown.as_bytes()),
+        Err(Error::Shape(_))
+    ));
+}
+
+/// A case of `fields_no_honest_host_writes_are_refused`: the field at fault, and how to spoil it.
+type Spoiled = (&'static str, fn(&mut Workload));
+
+#[test]
+fn fields_no_honest_host_writes_are_refused() {
+    let cases: [Spoiled; 9] = [
+        ("layers", |w| w.layers.clear()),
+        ("layers.crypt.sector_size", |w| {
+            w.layers[0].crypt.sector_size = 4095
+        }),
+        ("layers.crypt", |w| w.layers[0].crypt.offset = 512),
+        ("layers.crypt", |w| w.layers[0].crypt.offset = u64::MAX - 4095),
+        ("layers.verity", |w| w.layers[0].verity.data_blocks = 92),
+        ("layers.verity", |w| w.layers[0].verity.hash_start_block = 100),
+        ("process.args", |w| w.process.args.clear()),
+        ("process.cwd", |w| w.process.cwd = "tmp".into()),
+        ("strings", |w| w.process.env.push("A=\0".into())),
+    ];
+    for (expected, spoil) in cases {
+        let mut workload = sample();
+        spoil(&mut workload);
+        match Workload::from_bytes(&workload.to_bytes()) {
+            Err(Error::Field { field, .. }) => assert_eq!(field, expected),
+            other => panic!("{expected}: {other:?}"),
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! The Environment: what the engine decides per run and nobody can know beforehand.
+//!
+//! It is not part of the container's identity, so to the guest it is hostile input: it can name the machine and
+//! supply small files under fixed rules, and it can't change what is executed.
+
+use crate::Blob;
+use serde::{Deserialize, Serialize};
+
+/// What the engine supplies per run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Environment {
+    /// The container's ID.
+    pub id: String,
+    /// Host name; at most 64 bytes (`__NEW_UTS_LEN`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// NIS domain name; at most 64 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domainname: Option<String>,
+    /// Files that the engine bind-mounts into the container (resolv.conf, hosts, …), in order.
+    pub files: Vec<InjectedFile>,
+    /// Rows and columns of the terminal at start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub console_size: Option<(u16, u16)>,
+}
+
+/// A file laid over the root file system, in a mount of its own, so that it works over a read-only root too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InjectedFile {
+    /// Absolute path inside the container; resolved without leaving the root, created if missing.
+    pub destination: String,
+    /// Permission bits, 0o7777 at most.
+    pub mode: u32,
+    /// Owner inside the container.
+    pub uid: u32,
+    /// Group inside the container.
+    pub gid: u32,
+    /// Whether the workload may write to it (its changes stay in the guest).
+    pub readonly: bool,
+    /// What is in it.
+    pub content: Blob,
+}
+
+impl Environment {
+    /// Limit on the sum of all injected files' sizes, in bytes.
+    pub const MAX_FILE_BYTES: usize = 4 << 20;
+
+    /// Checks what the types do not: called by the guest on what the host sent.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let name_fits =
+            |name: &Option<String>| name.as_ref().is_none_or(|n| n.len() <= 64 && !n.contains('\0'));
+        if !name_fits(&self.hostname) || !name_fits(&self.domainname) {
+            return Err("the environment's host or domain name is longer than 64 bytes");
+        }
+        if self.files.iter().map(|f| f.content.0.len()).sum::<usize>() > Self::MAX_FILE_BYTES {
+            return Err("the environment's files are larger than 4 MiB together");
+        }
+        if self
+            .files
+            .iter()
+            .any(|f| !f.destination.starts_with('/') || f.destination.contains('\0'))
+        {
+            return Err("an environment file's destination is not an absolute path");
+        }
+        if self.files.iter().any(|f| f.mode > 0o7777) {
+            return Err("an environment file's mode has more than permission bits");
+        }
+        Ok(())
+    }
+}
