@@ -1,0 +1,81 @@
+//! What the caller hands over to make a VM.
+
+use std::fmt;
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+
+/// Everything a VM is made of. All files are opened by the caller.
+pub struct Config {
+    /// `/dev/kvm`, opened for reading and writing.
+    pub kvm: File,
+    /// The guest kernel: an uncompressed `vmlinux` (ELF64, x86-64).
+    pub kernel: File,
+    /// The initial RAM file system, in any format that the kernel understands.
+    pub initrd: File,
+    /// Added to the base command line; later words win over earlier ones.
+    pub cmdline: String,
+    /// Guest RAM in MiB, at least [`MIN_MEMORY_MIB`](crate::MIN_MEMORY_MIB).
+    pub memory_mib: u64,
+    /// Number of virtual processors, 1 to what KVM recommends.
+    pub vcpus: u8,
+    /// Disks in the order in which the guest names them: `/dev/vda`, `/dev/vdb`, ….
+    pub disks: Vec<Disk>,
+    /// The socket device.
+    pub vsock: Vsock,
+    /// Where the kernel's log goes as it is written, besides the tail that is kept in memory. A sink that is not ready
+    /// loses lines; it never holds up the guest.
+    pub console: Option<File>,
+}
+
+/// One virtio block device over a file or block device.
+#[derive(Debug)]
+pub struct Disk {
+    /// The backing file. Its length at the start is the disk's capacity: a multiple of 512 bytes.
+    pub file: File,
+    /// Who may write, and how lasting the writes are.
+    pub access: Access,
+    /// What the guest reads in `/sys/block/*/serial`: at most 20 bytes of ASCII.
+    pub serial: String,
+}
+
+/// How a guest may use a [`Disk`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// The guest can't write; the device says so and refuses it.
+    ReadOnly,
+    /// The guest writes, and a flush makes the writes durable (`fdatasync`).
+    ReadWrite,
+    /// The guest writes, and the file is thrown away with the VM, so a flush has nothing to do.
+    Scratch,
+}
+
+/// Answers the guest's connection requests: a stream to the endpoint for this port, or `None` to refuse.
+///
+/// It runs on the vsock thread: it must not block.
+pub type Connect = Box<dyn FnMut(u32) -> Option<UnixStream> + Send>;
+
+/// The socket device (VIRTIO 1.2 §5.10), with endpoints in this process.
+pub struct Vsock {
+    /// The guest's address, 3 or above.
+    pub guest_cid: u32,
+    /// Called for each connection that the guest opens to the host (CID 2), with the port it asks for.
+    pub connect: Connect,
+}
+
+impl fmt::Debug for Vsock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vsock").field("guest_cid", &self.guest_cid).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("memory_mib", &self.memory_mib)
+            .field("vcpus", &self.vcpus)
+            .field("cmdline", &self.cmdline)
+            .field("disks", &self.disks)
+            .field("vsock", &self.vsock)
+            .finish_non_exhaustive()
+    }
+}
