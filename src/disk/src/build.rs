@@ -1,0 +1,284 @@
+//! The pipeline: each byte of the source is read once, and only ciphertext is ever written.
+//!
+//! ```text
+//!             ┌─ thread ──────────────────────────────────────────────────────────────┐
+//!   next part │ fill 1 MiB from the plan ─► hash 256 blocks ─► encrypt ─► pwrite      │
+//!   ─────────►│  (metadata, or pread)           │                                      │
+//!             │                                 └► 2 hash blocks ─► encrypt ─► pwrite  │
+//!             └───────────────────────────────────────┬────────────────────────────────┘
+//!                                          hashes of the hash blocks ─► upper levels ─► header
+//! ```
+//!
+//! Every part has its place from the start, so threads share nothing but a counter, and the bytes do not depend on
+//! their number. Memory: 1 MiB for each thread, and 32 bytes for each 512 KiB of image.
+
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use sha2::{Digest, Sha256};
+
+use crate::erofs::Plan;
+use crate::tree::{Reader, Tree};
+use crate::verity::{self, Geometry, HASHES_PER_BLOCK, Hash, Hasher};
+use crate::xts::Xts;
+use crate::{BLOCK, Error, Layout, Unlock, luks2, widen};
+
+/// Blocks in one part of the image: their hashes fill hash blocks without a remainder.
+const PART_BLOCKS: usize = 2 * HASHES_PER_BLOCK;
+
+/// Longest label in bytes: the EROFS superblock has 16 bytes, the last of them zero.
+const LONGEST_LABEL: usize = 15;
+
+/// How to convert.
+#[derive(Default)]
+pub struct Options<'a> {
+    /// Threads to work with; as many as the process may use processors where `None`.
+    pub threads: Option<NonZeroUsize>,
+    /// Volume name of the file system and label of the LUKS2 header: up to 15 bytes, empty for none.
+    pub label: &'a str,
+    /// Called from any of the threads after each part.
+    pub progress: Option<&'a (dyn Fn(Progress) + Sync)>,
+}
+
+/// How far a conversion is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of file system hashed, encrypted and written.
+    pub done: u64,
+    /// Bytes of file system in all.
+    pub total: u64,
+}
+
+/// A finished image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Built {
+    /// What opens it, beside the key.
+    pub layout: Layout,
+    /// Regular files in it.
+    pub files: u64,
+    /// Length in bytes of those files together.
+    pub data_bytes: u64,
+    /// Length in bytes of the image.
+    pub image_bytes: u64,
+}
+
+/// See [`Tree::build`].
+pub(crate) fn build(
+    tree: &Tree,
+    image: &File,
+    unlock: &Unlock,
+    options: &Options<'_>,
+) -> Result<Built, Error> {
+    if options.label.len() > LONGEST_LABEL || options.label.contains('\0') {
+        return Err(Error::Label {
+            label: options.label.to_owned(),
+        });
+    }
+    let digest = tree.metadata_digest();
+    let uuid = uuid(&digest);
+    let salt = derive(b"cwrun verity salt v1\0", &digest);
+    let plan = Plan::new(tree, options.label, uuid)?;
+    let mut layout = Layout::new(plan.blocks(), salt, [0; 32], uuid);
+    // Emptied first: what the file held before must not shine through the holes of the header.
+    image
+        .set_len(0)
+        .and_then(|()| image.set_len(layout.image_bytes()))
+        .map_err(failed("set the length of"))?;
+    let sink = Sink {
+        image,
+        xts: Xts::new(unlock.volume_key()),
+        payload_offset: layout.payload_offset,
+    };
+    let job = Job {
+        tree,
+        plan: &plan,
+        sink: &sink,
+        hasher: Hasher::new(&salt),
+        layout: &layout,
+        geometry: Geometry::new(plan.blocks()),
+        next: AtomicU64::new(0),
+        done: AtomicU64::new(0),
+        failed: AtomicBool::new(false),
+        progress: options.progress,
+    };
+    let hashes = job.run(threads(options.threads, plan.blocks()))?;
+    let root_hash = job.finish_tree(hashes)?;
+    layout.root_hash = root_hash;
+    luks2::write(image, unlock, &layout, options.label)?;
+    Ok(Built {
+        files: tree.files(),
+        data_bytes: tree.data_bytes(),
+        image_bytes: layout.image_bytes(),
+        layout,
+    })
+}
+
+/// No more threads than parts.
+fn threads(asked: Option<NonZeroUsize>, blocks: u64) -> usize {
+    let available = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let parts = usize::try_from(blocks.div_ceil(widen(PART_BLOCKS))).unwrap_or(usize::MAX);
+    asked.map_or_else(available, NonZeroUsize::get).min(parts).max(1)
+}
+
+fn derive(domain: &[u8], digest: &[u8; 32]) -> [u8; 32] {
+    Sha256::new_with_prefix(domain)
+        .chain_update(digest)
+        .finalize()
+        .into()
+}
+
+/// A UUID of version 8 (RFC 9562 §5.8: bits of our own making).
+fn uuid(digest: &[u8; 32]) -> [u8; 16] {
+    let bytes = derive(b"cwrun file system uuid v1\0", digest);
+    let mut uuid: [u8; 16] = std::array::from_fn(|i| bytes[i]);
+    uuid[6] = 0x80 | uuid[6] & 0x0f;
+    uuid[8] = 0x80 | uuid[8] & 0x3f;
+    uuid
+}
+
+fn failed(action: &'static str) -> impl Fn(std::io::Error) -> Error {
+    move |source| Error::Image { action, source }
+}
+
+/// Where plaintext goes in and ciphertext comes out.
+struct Sink<'a> {
+    image: &'a File,
+    xts: Xts,
+    payload_offset: u64,
+}
+
+impl Sink<'_> {
+    /// Encrypts whole blocks in place and writes them to `block` of the payload.
+    fn write(&self, block: u64, data: &mut [u8]) -> Result<(), Error> {
+        let offset = block * widen(BLOCK);
+        self.xts.encrypt(data, offset, BLOCK);
+        self.image
+            .write_all_at(data, self.payload_offset + offset)
+            .map_err(failed("write"))
+    }
+}
+
+/// A conversion under way.
+struct Job<'a> {
+    tree: &'a Tree,
+    plan: &'a Plan<'a>,
+    sink: &'a Sink<'a>,
+    hasher: Hasher,
+    layout: &'a Layout,
+    geometry: Geometry,
+    /// The next part that no thread has taken.
+    next: AtomicU64,
+    /// Bytes done.
+    done: AtomicU64,
+    /// A thread has failed: the others stop.
+    failed: AtomicBool,
+    progress: Option<&'a (dyn Fn(Progress) + Sync)>,
+}
+
+/// Hashes of one part: of its hash blocks, or, in an image of one block, of that block.
+type PartHashes = (u64, Vec<Hash>);
+
+impl Job<'_> {
+    /// Converts all parts; returns the hashes of the blocks of level 0, in order.
+    fn run(&self, threads: usize) -> Result<Vec<Hash>, Error> {
+        let work = || {
+            let result = self.parts();
+            if result.is_err() {
+                self.failed.store(true, Ordering::Relaxed);
+            }
+            result
+        };
+        let mut parts = thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mut parts = work()?;
+            for other in others {
+                // A panic there is a broken invariant here as well.
+                parts.extend(other.join().expect("a conversion thread never panics")?);
+            }
+            Ok::<_, Error>(parts)
+        })?;
+        parts.sort_unstable_by_key(|(part, _)| *part);
+        Ok(parts.into_iter().flat_map(|(_, hashes)| hashes).collect())
+    }
+
+    /// What one thread does.
+    fn parts(&self) -> Result<Vec<PartHashes>, Error> {
+        let mut reader = Reader::new(self.tree);
+        let mut buffer = vec![0; PART_BLOCKS * BLOCK];
+        let mut hashes = Vec::new();
+        while !self.failed.load(Ordering::Relaxed) {
+            let part = self.next.fetch_add(1, Ordering::Relaxed);
+            let first = part * widen(PART_BLOCKS);
+            let Some(blocks @ 1..) = self.plan.blocks().checked_sub(first) else {
+                break;
+            };
+            let len = usize::try_from(blocks).map_or(PART_BLOCKS, |blocks| blocks.min(PART_BLOCKS)) * BLOCK;
+            hashes.push((part, self.part(first, &mut buffer[..len], &mut reader)?));
+            self.report(len);
+        }
+        Ok(hashes)
+    }
+
+    fn part<'t>(
+        &'t self,
+        first: u64,
+        buffer: &mut [u8],
+        reader: &mut Reader<'t>,
+    ) -> Result<Vec<Hash>, Error> {
+        buffer.fill(0);
+        self.plan.fill(first, buffer, reader)?;
+        let leaves: Vec<Hash> = buffer
+            .chunks_exact(BLOCK)
+            .map(|block| self.hasher.hash(block))
+            .collect();
+        self.sink.write(first, buffer)?;
+        match self.geometry.levels.first() {
+            None => Ok(leaves),
+            Some(level) => self.hash_blocks(level.start + first / widen(HASHES_PER_BLOCK), &leaves),
+        }
+    }
+
+    /// Writes hash blocks with these hashes from `block` of the tree on; returns the hashes of those.
+    fn hash_blocks(&self, block: u64, hashes: &[Hash]) -> Result<Vec<Hash>, Error> {
+        let tree = self.layout.hash_tree_offset / widen(BLOCK);
+        let mut above = Vec::with_capacity(hashes.len().div_ceil(HASHES_PER_BLOCK));
+        let mut data = Vec::with_capacity(hashes.len().next_multiple_of(HASHES_PER_BLOCK) * 32);
+        for group in hashes.chunks(HASHES_PER_BLOCK) {
+            let block = verity::hash_block(group);
+            above.push(self.hasher.hash(&block));
+            data.extend_from_slice(&block);
+        }
+        self.sink.write(tree + block, &mut data)?;
+        Ok(above)
+    }
+
+    /// Writes the levels above level 0 and the verity superblock; returns the root hash.
+    fn finish_tree(&self, mut hashes: Vec<Hash>) -> Result<Hash, Error> {
+        for level in self.geometry.levels.iter().skip(1) {
+            hashes = self.hash_blocks(level.start, &hashes)?;
+        }
+        let Layout {
+            uuid,
+            salt,
+            data_blocks,
+            ..
+        } = self.layout;
+        self.sink
+            .write(*data_blocks, &mut verity::superblock(uuid, salt, *data_blocks))?;
+        // The top level is one block by construction; without levels there is one data block.
+        Ok(hashes[0])
+    }
+
+    fn report(&self, len: usize) {
+        let done = self.done.fetch_add(widen(len), Ordering::Relaxed) + widen(len);
+        if let Some(progress) = self.progress {
+            progress(Progress {
+                done,
+                total: self.plan.blocks() * widen(BLOCK),
+            });
+        }
+    }
+}

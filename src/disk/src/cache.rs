@@ -1,0 +1,349 @@
+//! Finished images by the identity of their source, safe under concurrent use and a kill at any moment.
+//!
+//! ```text
+//!   <cache>/                    mode 0700
+//!     <identity>/               complete, or not there: it arrives by one rename
+//!       image                   ciphertext; its users hold a shared flock on it
+//!       key                     64 bytes, mode 0600
+//!       record.json             layout, and in which boot of the machine it was written
+//!     <identity>.tmp/           being made or removed, by whoever holds the lock
+//!     <identity>.lock           exclusive flock: one process at a time makes, opens or removes an entry
+//! ```
+//!
+//! Every change happens under the lock of the entry, and the kernel drops locks of the dead: what is left behind in a
+//! `.tmp` whose lock is free is garbage, and the next use of the cache removes it. Nothing is flushed to the disk
+//! with `fsync`. Entries from an earlier boot, which a power failure may have torn, are verified in full when they
+//! are used for the first time.
+
+mod lock;
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::{Error, Layout, Options, Tree, Unlock, VolumeKey, hex, verify};
+use lock::Lock;
+
+/// A directory of finished images.
+pub struct Cache {
+    path: PathBuf,
+    limit: u64,
+}
+
+/// An image from the cache. It stays usable when the entry is evicted; while `image` or a duplicate of its descriptor
+/// is open in any process, it is not.
+pub struct Entry {
+    /// The image, open for reading.
+    pub image: File,
+    /// Its volume key, random and of this entry alone.
+    pub key: VolumeKey,
+    /// What opens it.
+    pub layout: Layout,
+    /// Whether it was there already.
+    pub cached: bool,
+}
+
+/// The file `record.json`.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Record {
+    /// The kernel's boot id when the entry was written or last verified.
+    boot: String,
+    layout: Layout,
+}
+
+/// Names of the files of an entry.
+const IMAGE: &str = "image";
+const KEY: &str = "key";
+const RECORD: &str = "record.json";
+
+impl Cache {
+    /// Opens the cache in the directory `path`, which is made (mode 0700) where it is missing; parents must exist.
+    /// Images beyond `limit` bytes of disk space are evicted, the least recently used first.
+    ///
+    /// # Errors
+    /// [`Error::Cache`], or [`Error::CacheDirectory`] where others than the current user have access.
+    pub fn open(path: &Path, limit: u64) -> Result<Self, Error> {
+        match DirBuilder::new().mode(0o700).create(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(failed("create", path)(error));
+            }
+            _ => {}
+        }
+        let metadata = fs::symlink_metadata(path).map_err(failed("examine", path))?;
+        let ours = metadata.uid() == rustix::process::geteuid().as_raw();
+        if !metadata.is_dir() || !ours || metadata.mode() & 0o077 != 0 {
+            return Err(Error::CacheDirectory {
+                path: path.to_owned(),
+            });
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            limit,
+        })
+    }
+
+    /// The image of `tree`: from the cache, or converted now. Of several callers with the same tree, in any processes,
+    /// one converts and the others wait for it.
+    ///
+    /// # Errors
+    /// [`Error::Cache`], and any error of a conversion; then the cache is as before.
+    pub fn get_or_build(&self, tree: &Tree, options: &Options<'_>) -> Result<Entry, Error> {
+        let name = hex::encode(&tree.identity());
+        let slot = self.slot(&name);
+        let lock = Lock::wait(&slot.lock)?;
+        if let Some(entry) = slot.load()? {
+            return Ok(entry);
+        }
+        let entry = slot.make(tree, options)?;
+        drop(lock);
+        self.sweep(&name)?;
+        Ok(entry)
+    }
+
+    fn slot(&self, name: &str) -> Slot {
+        let path = |suffix: &str| self.path.join(format!("{name}{suffix}"));
+        Slot {
+            entry: path(""),
+            temporary: path(".tmp"),
+            lock: path(".lock"),
+        }
+    }
+
+    /// Removes what dead processes left behind, then entries beyond the limit, but never `keep`.
+    fn sweep(&self, keep: &str) -> Result<(), Error> {
+        let mut entries = Vec::new();
+        for item in fs::read_dir(&self.path).map_err(failed("list", &self.path))? {
+            let item = item.map_err(failed("list", &self.path))?.file_name();
+            let Some(item) = item.to_str() else { continue };
+            let name = item.split('.').next().unwrap_or_default();
+            if hex::decode::<32>(name).is_none() || name == keep {
+                continue;
+            }
+            let slot = self.slot(name);
+            if item.ends_with(".tmp") || item.ends_with(".lock") && !slot.entry.exists() {
+                slot.remove_if_idle()?;
+            } else if item == name {
+                entries.extend(slot.usage()?.map(|(used, bytes)| (used, bytes, slot)));
+            }
+        }
+        entries.sort_unstable_by_key(|(used, ..)| *used);
+        let kept = self.slot(keep).usage()?.map_or(0, |(_, bytes)| bytes);
+        let mut total = entries
+            .iter()
+            .fold(kept, |total, (_, bytes, _)| total.saturating_add(*bytes));
+        for (_, bytes, slot) in entries {
+            if total <= self.limit {
+                break;
+            }
+            if slot.remove_if_idle()? {
+                total = total.saturating_sub(bytes);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The places of one entry.
+struct Slot {
+    entry: PathBuf,
+    temporary: PathBuf,
+    lock: PathBuf,
+}
+
+impl Slot {
+    /// The entry, if it is there and whole; a broken one is removed. The lock is held.
+    fn load(&self) -> Result<Option<Entry>, Error> {
+        let loaded = match self.read() {
+            Ok(loaded) => loaded,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed("open", &self.entry)(error)),
+        };
+        match loaded {
+            Some(entry) => {
+                // The time of last use; where it can't be set, the entry is evicted sooner.
+                let _ = File::open(&self.entry).and_then(|dir| dir.set_modified(SystemTime::now()));
+                Ok(Some(entry))
+            }
+            None => {
+                tracing::warn!(entry = ?self.entry, "removing a damaged disk from the cache");
+                self.remove()?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Opens the files of the entry; `None` if they make no sense.
+    fn read(&self) -> io::Result<Option<Entry>> {
+        let record = fs::read(self.entry.join(RECORD))?;
+        let key = Zeroizing::new(fs::read(self.entry.join(KEY))?);
+        let image = File::open(self.entry.join(IMAGE))?;
+        let (Ok(Record { boot, layout }), Ok(key)) =
+            (serde_json::from_slice(&record), key.as_slice().try_into())
+        else {
+            return Ok(None);
+        };
+        let Ok(key) = VolumeKey::from_bytes(key) else {
+            return Ok(None);
+        };
+        if layout.check().is_err() || image.metadata()?.len() != layout.image_bytes() {
+            return Ok(None);
+        }
+        let now = boot_id()?;
+        if boot != now {
+            if verify(&image, &key, &layout).is_err() {
+                return Ok(None);
+            }
+            self.write_record(
+                &self.entry,
+                &Record {
+                    boot: now,
+                    layout: layout.clone(),
+                },
+            )?;
+        }
+        lock::flock(&image, FlockOperation::LockShared)?;
+        Ok(Some(Entry {
+            image,
+            key,
+            layout,
+            cached: true,
+        }))
+    }
+
+    /// Converts. The lock is held.
+    fn make(&self, tree: &Tree, options: &Options<'_>) -> Result<Entry, Error> {
+        remove_tree(&self.temporary)?;
+        let entry = self.convert(tree, options);
+        if entry.is_err() {
+            // The first error counts; what can't be removed now is swept later.
+            let _ = remove_tree(&self.temporary);
+        }
+        entry
+    }
+
+    fn convert(&self, tree: &Tree, options: &Options<'_>) -> Result<Entry, Error> {
+        let directory = &self.temporary;
+        DirBuilder::new()
+            .mode(0o700)
+            .create(directory)
+            .map_err(failed("create", directory))?;
+        let path = directory.join(IMAGE);
+        let writer = new_file(&path).map_err(failed("create", &path))?;
+        let unlock = Unlock::generate()?;
+        let layout = tree.build(&writer, &unlock, options)?.layout;
+        writer
+            .set_permissions(PermissionsExt::from_mode(0o400))
+            .map_err(failed("protect", &path))?;
+        drop(writer);
+        let key = unlock.volume_key();
+        let key_path = directory.join(KEY);
+        new_file(&key_path)
+            .and_then(|mut file| file.write_all(key.as_bytes()))
+            .map_err(failed("write", &key_path))?;
+        let boot = boot_id().map_err(failed("read the boot id for", directory))?;
+        let record = Record {
+            boot,
+            layout: layout.clone(),
+        };
+        self.write_record(directory, &record)
+            .map_err(failed("write the record of", directory))?;
+        let image = File::open(&path).map_err(failed("open", &path))?;
+        lock::flock(&image, FlockOperation::LockShared).map_err(failed("lock", &path))?;
+        fs::rename(directory, &self.entry).map_err(failed("rename", directory))?;
+        Ok(Entry {
+            image,
+            key: key.clone(),
+            layout,
+            cached: false,
+        })
+    }
+
+    /// Puts a record into place as a whole.
+    fn write_record(&self, directory: &Path, record: &Record) -> io::Result<()> {
+        let temporary = directory.join("record.tmp");
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        new_file(&temporary)?.write_all(&serde_json::to_vec(record)?)?;
+        fs::rename(&temporary, directory.join(RECORD))
+    }
+
+    /// When the entry was last used, and the disk space that it takes in bytes; `None` if it is gone.
+    fn usage(&self) -> Result<Option<(SystemTime, u64)>, Error> {
+        let examine = || {
+            let used = fs::metadata(&self.entry)?.modified()?;
+            Ok::<_, io::Error>((used, fs::metadata(self.entry.join(IMAGE))?.blocks() * 512))
+        };
+        match examine() {
+            Ok(usage) => Ok(Some(usage)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("examine", &self.entry)(error)),
+        }
+    }
+
+    /// Removes the entry and whatever else has its name, unless somebody works on it or uses it.
+    fn remove_if_idle(&self) -> Result<bool, Error> {
+        let Some(lock) = Lock::attempt(&self.lock)? else {
+            return Ok(false);
+        };
+        let image = File::open(self.entry.join(IMAGE)).ok();
+        if image.is_some_and(|image| lock::flock(&image, FlockOperation::NonBlockingLockExclusive).is_err()) {
+            return Ok(false);
+        }
+        self.remove()?;
+        lock.remove()?;
+        Ok(true)
+    }
+
+    /// Removes the entry, out of sight first. The lock is held.
+    fn remove(&self) -> Result<(), Error> {
+        remove_tree(&self.temporary)?;
+        match fs::rename(&self.entry, &self.temporary) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(failed("remove", &self.entry)(error)),
+            Ok(()) => remove_tree(&self.temporary),
+        }
+    }
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+}
+
+fn remove_tree(path: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
+}
+
+fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Cache {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+#[path = "cache_test.rs"]
+mod tests;

@@ -1,0 +1,225 @@
+//! The metadata of a root file system: names, attributes, links, extended attributes. No file is opened for its data.
+//!
+//! ```text
+//!   entries:  [ "." ".." "bin" "etc" … | "." ".." "passwd" … | … ]    one sorted run for each directory
+//!                        │      │
+//!   inodes:   [ root,   bin,   etc, … ]                              in the order of discovery
+//! ```
+//!
+//! Two names of one file (hard links) are two entries with one inode. Names and link targets lie in one arena, and
+//! equal sets of extended attributes are kept once, so that a million files fit in little more than 100 MiB.
+//!
+//! What belongs to the root file system: everything on the *mount* of its top directory. A directory on which
+//! something else is mounted stays, with the attributes it shows, and is empty; a file on which another is mounted
+//! likewise. An overlay mount is one mount, whatever device numbers its files report.
+
+mod digest;
+mod open;
+mod scan;
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+pub(crate) use open::Reader;
+
+use crate::build::{self, Built, Options};
+use crate::{Error, Unlock};
+
+/// Index of the top directory's inode.
+pub(crate) const ROOT: u32 = 0;
+
+/// A scanned root file system: see [`Tree::scan`].
+pub struct Tree {
+    /// As the caller named it; for messages.
+    path: PathBuf,
+    /// The top directory. Every later access starts here, so that renaming it does no harm.
+    root: OwnedFd,
+    pub(crate) inodes: Vec<Inode>,
+    pub(crate) entries: Vec<Entry>,
+    /// Distinct sets of extended attributes; the first is the empty one.
+    pub(crate) xattrs: Vec<XattrSet>,
+    names: Vec<u8>,
+    /// Inodes on which something else is mounted.
+    covered: Vec<u32>,
+}
+
+/// A name in a directory, "." and ".." included.
+#[derive(Clone, Copy)]
+pub(crate) struct Entry {
+    name: Span,
+    pub(crate) inode: u32,
+}
+
+/// A run of bytes in the arena.
+#[derive(Clone, Copy, Default)]
+struct Span {
+    start: usize,
+    len: u16,
+}
+
+/// A file of any type.
+pub(crate) struct Inode {
+    pub(crate) kind: Kind,
+    /// `st_mode`: type and permissions.
+    pub(crate) mode: u16,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// Names of it in this tree; for a directory 2 and one for each subdirectory.
+    pub(crate) nlink: u32,
+    pub(crate) mtime: Time,
+    ctime: Time,
+    /// Inode number in the source.
+    number: u64,
+    /// Which of the devices met in the scan; 0 is the first one.
+    device: u32,
+    /// Index in [`Tree::xattrs`].
+    pub(crate) xattrs: u32,
+    /// The directory it was found in first.
+    parent: u32,
+    /// Its name there.
+    name: Span,
+}
+
+/// What depends on the type of a file.
+#[derive(Clone, Copy)]
+pub(crate) enum Kind {
+    Regular { size: u64 },
+    Directory { first: usize, count: usize },
+    Symlink { target: Target },
+    Character { major: u32, minor: u32 },
+    Block { major: u32, minor: u32 },
+    Fifo,
+    Socket,
+}
+
+/// Where in the arena the target of a symbolic link lies.
+#[derive(Clone, Copy)]
+pub(crate) struct Target(Span);
+
+/// A point in time as the kernel gives it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Time {
+    pub(crate) seconds: i64,
+    pub(crate) nanoseconds: u32,
+}
+
+/// Names with their values, sorted by name.
+pub(crate) type XattrSet = Vec<(Vec<u8>, Vec<u8>)>;
+
+impl Tree {
+    /// Walks the directory `path`. Only metadata is read.
+    ///
+    /// Extended attributes in the namespaces `user`, `trusted` (if the caller may see them), `security` and the
+    /// POSIX access control lists are kept. Others (`btrfs.*`, `system.nfs4_acl` …) are properties of the file system
+    /// that the tree lies on, not of the tree, and are left out.
+    ///
+    /// # Errors
+    /// [`Error::Source`] naming what can't be read, [`Error::Changed`], [`Error::XattrValue`], [`Error::TooMany`].
+    pub fn scan(path: &Path) -> Result<Self, Error> {
+        scan::scan(path)
+    }
+
+    /// Converts the tree into `image`, an empty regular file open for reading and writing.
+    ///
+    /// # Errors
+    /// Any [`Error`] of reading the tree or writing the image, which has no valid header then.
+    pub fn build(&self, image: &File, unlock: &Unlock, options: &Options<'_>) -> Result<Built, Error> {
+        build::build(self, image, unlock, options)
+    }
+
+    /// Names the content of the tree without reading it: a SHA-256 over all metadata and, for regular files, the
+    /// inode number and change time that stand for their data. Two scans with one identity yield one image, as long
+    /// as nobody sets the clock back to hide a change of a file.
+    ///
+    /// Device numbers count only by which files share one: the kernel numbers an overlay anew with each mount.
+    #[must_use]
+    pub fn identity(&self) -> [u8; 32] {
+        digest::identity(self)
+    }
+
+    /// A SHA-256 over all that the image holds but the data of regular files. A copy of the tree has the same.
+    pub(crate) fn metadata_digest(&self) -> [u8; 32] {
+        digest::metadata(self)
+    }
+
+    /// How many regular files the tree has (a file with several names counts once).
+    #[must_use]
+    pub fn files(&self) -> u64 {
+        self.regular_sizes().count() as u64
+    }
+
+    /// Length in bytes of all regular files together.
+    #[must_use]
+    pub fn data_bytes(&self) -> u64 {
+        self.regular_sizes().sum()
+    }
+
+    /// Paths, below the root file system, on which something else is mounted; they are empty in the image.
+    pub fn covered(&self) -> impl Iterator<Item = PathBuf> {
+        self.covered.iter().map(|&inode| self.relative_path(inode))
+    }
+
+    fn regular_sizes(&self) -> impl Iterator<Item = u64> {
+        self.inodes.iter().filter_map(|inode| match inode.kind {
+            Kind::Regular { size } => Some(size),
+            _ => None,
+        })
+    }
+
+    /// The name of an entry.
+    pub(crate) fn name(&self, entry: Entry) -> &[u8] {
+        self.bytes(entry.name)
+    }
+
+    /// The target of a symbolic link.
+    pub(crate) fn target(&self, target: Target) -> &[u8] {
+        self.bytes(target.0)
+    }
+
+    fn bytes(&self, span: Span) -> &[u8] {
+        &self.names[span.start..span.start + usize::from(span.len)]
+    }
+
+    fn relative_path(&self, mut inode: u32) -> PathBuf {
+        let mut names = Vec::new();
+        while inode != ROOT {
+            names.push(OsStr::from_bytes(self.bytes(self.at(inode).name)));
+            inode = self.at(inode).parent;
+        }
+        names.iter().rev().collect()
+    }
+
+    /// The full path of a file, by its first name; for messages.
+    pub(crate) fn path(&self, inode: u32) -> PathBuf {
+        self.path.join(self.relative_path(inode))
+    }
+
+    /// The path of the top directory as the caller named it.
+    pub(crate) fn root_path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The inode with an index that came from this tree.
+    pub(crate) fn at(&self, inode: u32) -> &Inode {
+        &self.inodes[inode as usize]
+    }
+
+    /// Sizes of the targets' spans are at most PATH_MAX; names are at most 255 bytes.
+    fn error(&self, action: &'static str, inode: u32, errno: rustix::io::Errno) -> Error {
+        Error::Source {
+            action,
+            path: self.path(inode),
+            source: errno.into(),
+        }
+    }
+}
+
+impl Target {
+    /// Length in bytes.
+    pub(crate) fn len(self) -> u64 {
+        u64::from(self.0.len)
+    }
+}
