@@ -50,7 +50,7 @@ fn agrees_with_the_crate_xts_mode() {
         let mut theirs = plain;
         for (i, sector) in theirs.chunks_exact_mut(sector_size).enumerate() {
             let vector = ((1u128 << 40) + (i * sector_size) as u128) / 512;
-            other.encrypt_sector(sector, vector.to_le_bytes());
+            other.encrypt_sector(sector, vector.to_le_bytes().into());
         }
         assert_eq!(ours, theirs);
     }

@@ -389,6 +389,7 @@ mod tests {
         assert_eq!(slots.take(2000), 3 * 128);
         assert_eq!(slots.take(1000), 2 * 128 + 94, "the smaller gap that fits");
         assert_eq!(slots.take(5000), 4 * 128, "more than a block");
+        assert_eq!(slots.take(64), 2 * 128 + 126, "exactly what is left of block 2");
         assert_eq!(
             slots.take(64),
             3 * 128 + 63,
