@@ -64,7 +64,9 @@ pub struct Vsock {
 
 impl fmt::Debug for Vsock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Vsock").field("guest_cid", &self.guest_cid).finish_non_exhaustive()
+        f.debug_struct("Vsock")
+            .field("guest_cid", &self.guest_cid)
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,14 +1,55 @@
 //! The microVM of cwrun: a small virtual machine on KVM that boots one Linux guest.
 //!
-//! This crate knows nothing of containers. It takes open files, a closure for vsock connections and a few numbers;
-//! it opens no path by itself, so that the process can have an empty root and no capabilities from the start.
-#![warn(missing_docs)]
+//! ```text
+//!                  ┌─ Vm ─────────────────────────────────────────────┐
+//!   files, closure │ memory   boot → vcpu (threads)                   │  Exit
+//!   ──────────────►│             exits │    ▲ irqfd                   ├──────►
+//!                  │                   ▼    │                         │
+//!                  │                  bus ─► serial, virtio (threads) │
+//!                  └──────────────────────────────────────────────────┘
+//! ```
+//!
+//! This crate knows nothing of containers. It takes open files, a closure for vsock connections and a few numbers; it
+//! opens no path by itself, so that the process can have an empty root and no capabilities from the start.
+//!
+//! The guest is hostile to it. Guest memory is never a Rust reference ([`memory`](mod@memory)); what a guest writes to registers,
+//! rings, descriptors and packets is copied once, checked, and used from the copy; it can make its own devices stop, and nothing
+//! else ([`virtio`](mod@virtio)).
+//!
+//! # System calls after `start`
+//!
+//! For the owner's seccomp filter. The threads named `vcpuN`, `blockN` and `vsock` make these, and those of the C library and
+//! of the `connect` closure:
+//!
+//! | call | thread | for |
+//! |---|---|---|
+//! | `ioctl` (`KVM_RUN`, `KVM_KVMCLOCK_CTRL`) | vcpu | running the guest; the clock after a pause |
+//! | `poll`, `write` | vcpu | the console sink; eventfds that wake devices |
+//! | `tgkill`, `rt_sigreturn`, `rt_sigprocmask` | vcpu, owner | kicks out of `KVM_RUN` |
+//! | `read` | block | waiting for a notification |
+//! | `preadv`, `pwritev`, `pwrite64`, `fdatasync`, `fallocate` | block | requests |
+//! | `write` | block, vsock | interrupts to the guest |
+//! | `epoll_wait`, `epoll_ctl` | vsock | waiting |
+//! | `recvmsg`, `sendmsg`, `sendto`, `shutdown`, `close` | vsock | streams |
+//! | `futex`, `sched_yield` | all | locks, channels, joins |
+//! | `mmap`, `munmap`, `madvise`, `brk`, `mprotect`, `mremap` | all | the allocator, the ends of threads |
+//! | `clock_gettime`, `getpid`, `gettid`, `exit`, `rseq`, `sigaltstack` | all | log lines, the ends of threads |
 
+mod boot;
+mod bus;
 mod config;
 mod exit;
+mod layout;
+mod memory;
 pub mod probe;
+mod serial;
+mod sys;
+mod vcpu;
+mod virtio;
 mod vm;
 
-pub use config::{Access, Config, Disk, Vsock};
+pub use boot::BASE_CMDLINE;
+pub use config::{Access, Config, Connect, Disk, Vsock};
 pub use exit::Exit;
-pub use vm::{Error, Running, Vm, MIN_MEMORY_MIB};
+pub use memory::{MAX_MEMORY_MIB, MIN_MEMORY_MIB};
+pub use vm::{Error, Running, Vm};

@@ -1,63 +1,490 @@
-//! Making and running the VM.
-use crate::{Config, Exit};
-use std::os::fd::BorrowedFd;
+//! Makes the machine from its configuration, runs it, and ends it.
 
-/// The least guest RAM with which a guest boots, in MiB.
-pub const MIN_MEMORY_MIB: u64 = 64;
+use std::fs::File;
+use std::io;
+use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE, kvm_enable_cap, kvm_pit_config};
+use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::boot::{self, BASE_CMDLINE};
+use crate::bus::Bus;
+use crate::config::Config;
+use crate::exit::Exit;
+use crate::layout;
+use crate::memory::{self, GuestMemory};
+use crate::serial::Serial;
+use crate::vcpu::{self, Control, Vcpu};
+use crate::virtio::block::{self, Block};
+use crate::virtio::mmio::{QUEUE_NOTIFY, Transport};
+use crate::virtio::vsock::{self, NOTIFIED_QUEUES, Vsock, Wakes};
+use crate::virtio::{Command, Description, Inbox, Interrupt, Outbox, command_channel};
+
+/// The KVM API that has been stable since Linux 2.6.22.
+pub const KVM_API_VERSION: i32 = 12;
 
 /// Why a VM could not be made or started.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// memory too small.
-    #[error("memory: {0} MiB is less than the {MIN_MEMORY_MIB} MiB that a guest needs to boot")]
-    MemoryTooSmall(u64),
+    /// The descriptor is not KVM, or not one that we know.
+    #[error("the KVM device speaks API version {0}, not {KVM_API_VERSION}")]
+    ApiVersion(i32),
+    /// A step of the machine's set-up failed.
+    #[error("KVM can't {what}")]
+    Kvm {
+        /// The step, as a verb phrase.
+        what: &'static str,
+        /// KVM's error.
+        source: kvm_ioctls::Error,
+    },
+    /// The guest's RAM.
+    #[error("can't set up guest memory")]
+    Memory(#[from] memory::Error),
+    /// Kernel, initrd or command line.
+    #[error("can't load the guest")]
+    Boot(#[from] boot::Error),
+    /// A virtual processor.
+    #[error("can't set up the guest's processors")]
+    Vcpu(#[from] vcpu::Error),
+    /// A disk.
+    #[error("can't set up a disk")]
+    Disk(#[from] block::Error),
+    /// The socket device.
+    #[error("can't set up the vsock device")]
+    Vsock(#[from] vsock::Error),
+    /// A device's registers.
+    #[error("can't set up a virtqueue")]
+    Queue(#[from] virtio_queue::Error),
+    /// More devices than interrupt lines.
+    #[error("{0} disks are more than the {max} that there are interrupt lines for", max = layout::MAX_VIRTIO_DEVICES - 1)]
+    TooManyDisks(usize),
+    /// The host is short of something.
+    #[error("the host refuses {what}")]
+    Host {
+        /// What it refuses.
+        what: &'static str,
+        /// The host's error.
+        source: io::Error,
+    },
+}
+
+/// A device that waits for its thread.
+#[derive(Debug)]
+struct Pending<D, W> {
+    device: D,
+    inbox: Inbox,
+    wakes: W,
+    interrupt: Interrupt,
 }
 
 /// A machine with everything in place, whose processors do not run yet.
-pub struct Vm {}
+///
+/// From here on nothing is opened and no path is used.
+#[derive(Debug)]
+pub struct Vm {
+    // Fields are dropped in this order: guest memory must outlive the VM that maps it.
+    vcpus: Vec<Vcpu>,
+    kvm_vm: VmFd,
+    bus: Arc<Bus>,
+    control: Arc<Control>,
+    outboxes: Vec<Outbox>,
+    disks: Vec<Pending<Block, EventFd>>,
+    vsock: Pending<Vsock, Wakes>,
+    memory: Arc<GuestMemory>,
+}
 
 impl Vm {
     /// Makes the VM: memory, kernel, devices, vCPUs. No thread runs yet.
-    pub fn new(_config: Config) -> Result<Vm, Error> {
-        unimplemented!()
+    pub fn new(config: Config) -> Result<Vm, Error> {
+        let Config {
+            kvm,
+            kernel,
+            initrd,
+            cmdline,
+            memory_mib,
+            vcpus,
+            disks,
+            vsock,
+            console,
+        } = config;
+        if disks.len() >= layout::MAX_VIRTIO_DEVICES {
+            return Err(Error::TooManyDisks(disks.len()));
+        }
+        let kvm = kvm_from_file(kvm)?;
+        let (kvm_vm, memory) = timed("memory", || {
+            let kvm_vm = create_vm(&kvm)?;
+            let memory = Arc::new(memory::allocate(memory_mib)?);
+            memory::register(&kvm_vm, &memory)?;
+            Ok((kvm_vm, memory))
+        })?;
+        let cmdline = full_cmdline(&cmdline, disks.len() + 1);
+        let entry = timed("load", || {
+            Ok(boot::load(&memory, &kernel, &initrd, &cmdline, vcpus)?)
+        })?;
+        let vcpus_made = timed("vcpus", || {
+            Ok(vcpu::create(&kvm, &kvm_vm, &memory, vcpus, entry)?)
+        })?;
+        let control = Arc::new(Control::new(vcpus).map_err(host("a signal handler"))?);
+
+        let mut builder = DeviceBuilder {
+            kvm_vm: &kvm_vm,
+            memory: &memory,
+            transports: vec![],
+            outboxes: vec![],
+        };
+        let (disks, vsock) = timed("devices", || {
+            let disks = disks
+                .into_iter()
+                .map(|disk| builder.disk(Block::new(disk)?))
+                .collect::<Result<_, Error>>()?;
+            let ended = control
+                .ended()
+                .try_clone_to_owned()
+                .map_err(host("a descriptor"))?;
+            Ok((disks, builder.vsock(Vsock::new(vsock)?, ended)?))
+        })?;
+        let DeviceBuilder {
+            transports, outboxes, ..
+        } = builder;
+        let bus = Arc::new(Bus::new(serial(&kvm_vm, console)?, transports));
+        Ok(Vm {
+            vcpus: vcpus_made,
+            kvm_vm,
+            bus,
+            control,
+            outboxes,
+            disks,
+            vsock,
+            memory,
+        })
     }
 
     /// Starts the device and vCPU threads.
+    ///
+    /// Installs a handler for the last real-time signal (`SIGRTMAX`), with which vCPU threads are interrupted.
     pub fn start(self) -> Result<Running, Error> {
-        unimplemented!()
+        let Vm {
+            vcpus,
+            kvm_vm,
+            bus,
+            control,
+            outboxes,
+            disks,
+            vsock,
+            memory,
+        } = self;
+        let threads = Vec::new();
+        // From here on dropping it ends and joins every thread that was started.
+        let mut running = Running {
+            control,
+            bus,
+            outboxes,
+            threads,
+            _kvm_vm: kvm_vm,
+            _memory: Arc::clone(&memory),
+        };
+        for (
+            index,
+            Pending {
+                device,
+                inbox,
+                wakes,
+                interrupt,
+            },
+        ) in disks.into_iter().enumerate()
+        {
+            let thread = device.spawn(
+                format!("block{index}"),
+                inbox,
+                wakes,
+                interrupt,
+                Arc::clone(&memory),
+            );
+            running.threads.push(thread.map_err(host("a thread for a disk"))?);
+        }
+        let Pending {
+            device,
+            inbox,
+            wakes,
+            interrupt,
+        } = vsock;
+        let thread = device.spawn(inbox, wakes, interrupt, memory);
+        running.threads.push(thread.map_err(host("a thread for vsock"))?);
+        for vcpu in vcpus {
+            let thread = vcpu.spawn(Arc::clone(&running.control), Arc::clone(&running.bus))?;
+            running.threads.push(thread);
+        }
+        Ok(running)
     }
 }
 
-/// A VM whose threads run. Dropping it stops the VM.
-pub struct Running {}
+/// A VM whose threads run.
+///
+/// When the VM has ended, what the guest had sent over vsock is still delivered to the endpoints, which then see the end of their
+/// streams. Dropping `Running` stops the VM and cuts that short.
+#[derive(Debug)]
+pub struct Running {
+    control: Arc<Control>,
+    bus: Arc<Bus>,
+    outboxes: Vec<Outbox>,
+    threads: Vec<JoinHandle<()>>,
+    // Dropped last, in this order.
+    _kvm_vm: VmFd,
+    _memory: Arc<GuestMemory>,
+}
 
 impl Running {
     /// Waits until the VM has ended and says why.
     pub fn wait(&self) -> Exit {
-        unimplemented!()
+        self.control.wait()
     }
 
     /// Why the VM ended, or `None` while it runs.
     pub fn try_exit(&self) -> Option<Exit> {
-        unimplemented!()
+        self.control.exit()
     }
 
-    /// Becomes (and stays) readable when the VM has ended. Don't read from it.
+    /// Becomes readable when the VM has ended, and stays so. For polling, not for reading.
     pub fn exit_fd(&self) -> BorrowedFd<'_> {
-        unimplemented!()
+        self.control.ended()
     }
 
-    /// Stops all vCPUs from running guest code; returns when they do not run any more.
-    pub fn pause(&self) {}
+    /// Stops all vCPUs from running guest code; returns when they do not run any more. Devices finish what they have.
+    pub fn pause(&self) {
+        self.control.pause();
+    }
 
     /// Lets the vCPUs go on after [`pause`](Running::pause).
-    pub fn resume(&self) {}
+    pub fn resume(&self) {
+        self.control.resume();
+    }
 
-    /// Ends the VM; `wait` returns [`Exit::Stopped`] unless it had ended by itself before.
-    pub fn stop(&self) {}
+    /// Ends the VM. [`wait`](Running::wait) returns [`Exit::Stopped`], unless it had ended by itself before.
+    pub fn stop(&self) {
+        self.control.end(Exit::Stopped);
+    }
 
     /// The last 64 KiB that the guest wrote to its serial port: the kernel's log.
     pub fn console_tail(&self) -> String {
-        String::new()
+        self.bus.console_tail()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.control.end(Exit::Stopped);
+        self.outboxes.iter().for_each(|outbox| outbox.send(Command::Stop));
+        for thread in self.threads.drain(..) {
+            // A panic in a thread has been reported already, and ended the process where panics abort.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Takes the caller's descriptor as KVM's, if it is.
+fn kvm_from_file(file: File) -> Result<Kvm, Error> {
+    // SAFETY: the descriptor is open and its ownership moves to `Kvm`. If it is not KVM, its first ioctl says so.
+    let kvm = unsafe { Kvm::from_raw_fd(file.into_raw_fd()) };
+    match kvm.get_api_version() {
+        KVM_API_VERSION => Ok(kvm),
+        other => Err(Error::ApiVersion(other)),
+    }
+}
+
+/// An empty machine with KVM's interrupt controllers and timer.
+fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
+    let failed = |what| move |source| Error::Kvm { what, source };
+    let vm = kvm.create_vm().map_err(failed("create a VM"))?;
+    disable_pmu(&vm);
+    vm.set_tss_address(layout::KVM_TSS)
+        .map_err(failed("place the TSS"))?;
+    vm.create_irq_chip()
+        .map_err(failed("emulate interrupt controllers"))?;
+    let pit = kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..Default::default()
+    };
+    vm.create_pit2(pit).map_err(failed("emulate the timer"))?;
+    Ok(vm)
+}
+
+/// Takes the performance counters away from the guest, where KVM can: CPUID hides them, this makes it so.
+fn disable_pmu(vm: &VmFd) {
+    if vm.check_extension_raw(kvm_bindings::KVM_CAP_PMU_CAPABILITY.into()) & KVM_PMU_CAP_DISABLE as i32 == 0 {
+        return;
+    }
+    let mut cap = kvm_enable_cap {
+        cap: kvm_bindings::KVM_CAP_PMU_CAPABILITY,
+        ..Default::default()
+    };
+    cap.args[0] = KVM_PMU_CAP_DISABLE.into();
+    if let Err(error) = vm.enable_cap(&cap) {
+        tracing::warn!(%error, "KVM does not disable its performance counters for the guest");
+    }
+}
+
+/// The base command line, the devices' places, and what the caller adds.
+fn full_cmdline(extra: &str, devices: usize) -> String {
+    let mut line = String::from(BASE_CMDLINE);
+    for (base, gsi) in places().take(devices) {
+        line += &format!(" virtio_mmio.device=4K@{base:#x}:{gsi}");
+    }
+    if !extra.is_empty() {
+        line += " ";
+        line += extra;
+    }
+    line
+}
+
+/// Window and interrupt line of each virtio-mmio device.
+fn places() -> impl Iterator<Item = (u64, u32)> {
+    let gsis = layout::FIRST_VIRTIO_GSI..=layout::LAST_GSI;
+    gsis.enumerate()
+        .map(|(index, gsi)| (layout::VIRTIO_MMIO + index as u64 * layout::VIRTIO_MMIO_SIZE, gsi))
+}
+
+/// The serial port with its interrupt line.
+fn serial(vm: &VmFd, console: Option<File>) -> Result<Serial, Error> {
+    let line = eventfd(libc::EFD_NONBLOCK)?;
+    register_line(vm, &line, layout::SERIAL_GSI)?;
+    Ok(Serial::new(line, console))
+}
+
+fn register_line(vm: &VmFd, line: &EventFd, gsi: u32) -> Result<(), Error> {
+    vm.register_irqfd(line, gsi).map_err(|source| Error::Kvm {
+        what: "connect an interrupt line",
+        source,
+    })
+}
+
+fn eventfd(flags: i32) -> Result<EventFd, Error> {
+    EventFd::new(flags | libc::EFD_CLOEXEC).map_err(host("an eventfd"))
+}
+
+fn host(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Host { what, source }
+}
+
+/// Runs a phase of the set-up and says how long it took.
+fn timed<T>(phase: &'static str, run: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    let started = Instant::now();
+    let result = run();
+    tracing::debug!(
+        phase,
+        us = started.elapsed().as_micros() as u64,
+        ok = result.is_ok(),
+        "VM set-up"
+    );
+    result
+}
+
+/// Gives devices their places, lines and notifications.
+struct DeviceBuilder<'a> {
+    kvm_vm: &'a VmFd,
+    memory: &'a Arc<GuestMemory>,
+    transports: Vec<Transport>,
+    outboxes: Vec<Outbox>,
+}
+
+impl DeviceBuilder<'_> {
+    /// One eventfd wakes the thread for commands and notifications; the thread blocks in reading it.
+    fn disk(&mut self, device: Block) -> Result<Pending<Block, EventFd>, Error> {
+        let wake = eventfd(0)?;
+        let (inbox, interrupt) = self.attach(device.description(), &[&wake], &wake)?;
+        Ok(Pending {
+            device,
+            inbox,
+            wakes: wake,
+            interrupt,
+        })
+    }
+
+    fn vsock(&mut self, device: Vsock, ended: std::os::fd::OwnedFd) -> Result<Pending<Vsock, Wakes>, Error> {
+        let [command, to_guest, from_guest] = [
+            eventfd(libc::EFD_NONBLOCK)?,
+            eventfd(libc::EFD_NONBLOCK)?,
+            eventfd(libc::EFD_NONBLOCK)?,
+        ];
+        let notifications: [&EventFd; NOTIFIED_QUEUES] = [&to_guest, &from_guest];
+        let (inbox, interrupt) = self.attach(device.description(), &notifications, &command)?;
+        let wakes = Wakes {
+            command,
+            to_guest,
+            from_guest,
+            ended,
+        };
+        Ok(Pending {
+            device,
+            inbox,
+            wakes,
+            interrupt,
+        })
+    }
+
+    /// Puts a device at the next place. Queue `i` notifies `notifications[i]`.
+    fn attach(
+        &mut self,
+        description: Description,
+        notifications: &[&EventFd],
+        command: &EventFd,
+    ) -> Result<(Inbox, Interrupt), Error> {
+        // The number of devices was checked against the places there are.
+        let Some((base, gsi)) = places().nth(self.transports.len()) else {
+            return Err(Error::TooManyDisks(self.transports.len()));
+        };
+        let line = eventfd(libc::EFD_NONBLOCK)?;
+        register_line(self.kvm_vm, &line, gsi)?;
+        for (queue, event) in (0u32..).zip(notifications) {
+            let address = IoEventAddress::Mmio(base + QUEUE_NOTIFY);
+            self.kvm_vm
+                .register_ioevent(event, &address, queue)
+                .map_err(|source| Error::Kvm {
+                    what: "connect a queue's notification",
+                    source,
+                })?;
+        }
+        let (outbox, inbox) = command_channel(command.try_clone().map_err(host("a descriptor"))?);
+        let interrupt = Interrupt::new(line);
+        let transport = Transport::new(
+            description,
+            interrupt.clone(),
+            outbox.clone(),
+            Arc::clone(self.memory),
+        )?;
+        self.transports.push(transport);
+        self.outboxes.push(outbox);
+        Ok((inbox, interrupt))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_names_every_device() {
+        let line = full_cmdline("cwrun.debug", 3);
+        assert!(line.starts_with(BASE_CMDLINE));
+        assert!(line.ends_with(
+            " virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6 \
+             virtio_mmio.device=4K@0xd0002000:7 cwrun.debug"
+        ));
+        assert!(!full_cmdline("", 1).ends_with(' '));
+    }
+
+    #[test]
+    fn a_file_that_is_not_kvm_is_refused() {
+        let file = tempfile::tempfile().unwrap();
+        assert!(matches!(kvm_from_file(file), Err(Error::ApiVersion(_))));
+    }
+
+    #[test]
+    fn every_place_has_a_line_of_its_own() {
+        assert_eq!(places().count(), layout::MAX_VIRTIO_DEVICES);
+        assert_eq!(places().last(), Some((0xd001_2000, 23)));
     }
 }

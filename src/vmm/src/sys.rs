@@ -1,0 +1,150 @@
+//! System calls on guest memory.
+//!
+//! The kernel copies between a descriptor and guest memory directly. Guest memory has no Rust references, so these take
+//! `VolatileSlice`s and make plain `iovec`s of them.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use vm_memory::VolatileSlice;
+
+/// A piece of guest memory.
+pub type Slice<'m> = VolatileSlice<'m, ()>;
+
+/// The longest vector that one call takes (Linux' `UIO_MAXIOV`).
+const MAX_VECTORS: usize = 1024;
+
+/// `iovec`s for the first pieces of `slices`: as many as one call takes.
+fn vectors(slices: &[Slice<'_>]) -> Vec<libc::iovec> {
+    let to_vector = |slice: &Slice<'_>| libc::iovec {
+        iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+        iov_len: slice.len(),
+    };
+    slices.iter().take(MAX_VECTORS).map(to_vector).collect()
+}
+
+/// The result of a call that returns a byte count, or `None` where a signal broke it off.
+fn count(result: libc::ssize_t) -> io::Result<Option<usize>> {
+    match usize::try_from(result) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(_) => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::Interrupted => Ok(None),
+            error => Err(error),
+        },
+    }
+}
+
+fn file_offset(offset: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// Drops the first `bytes` bytes of `slices`.
+fn advance<'s, 'm>(slices: &'s mut [Slice<'m>], mut bytes: usize) -> &'s mut [Slice<'m>] {
+    let mut first = 0;
+    for slice in slices.iter_mut() {
+        if bytes < slice.len() {
+            // Below the slice's length, so the rest exists.
+            *slice = slice.offset(bytes).unwrap_or(*slice);
+            break;
+        }
+        bytes -= slice.len();
+        first += 1;
+    }
+    slices.get_mut(first..).unwrap_or_default()
+}
+
+/// Reads from `offset` of `file` until all of `slices` is filled. Uses up `slices`.
+pub fn read_all_at(file: &File, mut slices: &mut [Slice<'_>], mut offset: u64) -> io::Result<()> {
+    while !slices.is_empty() {
+        let vectors = vectors(slices);
+        // SAFETY: each vector is a piece of guest memory, mapped for as long as the slices' borrow. The guest may see
+        // or change the bytes meanwhile, which is no concern of the kernel's copy. `vectors` outlives the call.
+        let result = unsafe {
+            libc::preadv(
+                file.as_raw_fd(),
+                vectors.as_ptr(),
+                vectors.len() as libc::c_int,
+                file_offset(offset)?,
+            )
+        };
+        match count(result)? {
+            Some(0) if slices.iter().any(|slice| !slice.is_empty()) => {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            Some(bytes) => {
+                offset += bytes as u64;
+                slices = advance(slices, bytes);
+            }
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+/// Writes all of `slices` to `file` from `offset` on. Uses up `slices`.
+pub fn write_all_at(file: &File, mut slices: &mut [Slice<'_>], mut offset: u64) -> io::Result<()> {
+    while !slices.is_empty() {
+        let vectors = vectors(slices);
+        // SAFETY: as in `read_all_at`; the kernel only reads the pieces.
+        let result = unsafe {
+            libc::pwritev(
+                file.as_raw_fd(),
+                vectors.as_ptr(),
+                vectors.len() as libc::c_int,
+                file_offset(offset)?,
+            )
+        };
+        match count(result)? {
+            Some(0) if slices.iter().any(|slice| !slice.is_empty()) => {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            Some(bytes) => {
+                offset += bytes as u64;
+                slices = advance(slices, bytes);
+            }
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+/// Reads from `offset` of `file` until `slice` is filled.
+pub fn read_exact_at(file: &File, slice: &Slice<'_>, offset: u64) -> io::Result<()> {
+    read_all_at(file, &mut [*slice], offset)
+}
+
+/// Receives what `socket` has, up to the size of `slices`, without waiting. 0 is the end of the stream.
+pub fn receive(socket: &impl AsRawFd, slices: &[Slice<'_>]) -> io::Result<usize> {
+    loop {
+        let mut vectors = vectors(slices);
+        let mut message = message(&mut vectors);
+        // SAFETY: as in `read_all_at`; `message` is a valid header without name or control data.
+        let result = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
+        if let Some(bytes) = count(result)? {
+            return Ok(bytes);
+        }
+    }
+}
+
+/// Sends from `slices` what `socket` takes without waiting.
+pub fn send(socket: &impl AsRawFd, slices: &[Slice<'_>]) -> io::Result<usize> {
+    loop {
+        let mut vectors = vectors(slices);
+        let message = message(&mut vectors);
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: as in `receive`; the kernel only reads the pieces.
+        let result = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) };
+        if let Some(bytes) = count(result)? {
+            return Ok(bytes);
+        }
+    }
+}
+
+fn message(vectors: &mut [libc::iovec]) -> libc::msghdr {
+    // SAFETY: `msghdr` is a plain C structure, for which zero means "absent" in every field.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = vectors.as_mut_ptr();
+    message.msg_iovlen = vectors.len() as _;
+    message
+}
