@@ -1,2 +1,85 @@
-//! cwrun
-fn main() {}
+//! `cwrun`: an OCI runtime that runs each container in a microVM on an encrypted disk.
+//!
+//! ```text
+//!   cli ──► commands ──► bundle    config.json, split in two
+//!                    ──► root_disk the encrypted disk (crate disk)
+//!                    ──► launch    namespaces, cgroup, hooks, confinement
+//!                    ──► machine   the VMM process: boots (crate vmm) and serves the guest
+//!                    ──► state     what is known between commands
+//! ```
+
+mod bundle;
+mod cgroup;
+mod channel;
+mod cli;
+mod commands;
+mod control;
+mod failure;
+mod guest_files;
+mod kvm;
+mod launch;
+mod logging;
+mod machine;
+mod root_disk;
+mod signal;
+mod signal_fd;
+mod state;
+
+use anyhow::Result;
+use clap::Parser;
+use cli::{Cli, Command};
+use std::os::fd::RawFd;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let inherited = inherited_descriptors();
+    let cli = Cli::parse();
+    let log = logging::Options {
+        file: cli.global.log.clone(),
+        format: cli.global.log_format,
+        debug: cli.global.debug,
+    };
+    let result = logging::start(&log).and_then(|()| dispatch(&cli, &inherited));
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            logging::report_error(&error, cli.global.log.as_deref());
+            ExitCode::from(failure::exit_code(&error))
+        }
+    }
+}
+
+fn dispatch(cli: &Cli, inherited: &[RawFd]) -> Result<u8> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Run(args) => return commands::run::run(global, args, inherited),
+        Command::Create(args) => commands::create::run(global, args, inherited),
+        Command::Start(args) => commands::start::run(global, args),
+        Command::State(args) => commands::state::run(global, args),
+        Command::Kill(args) => commands::kill::run(global, args),
+        Command::Delete(args) => commands::delete::run(global, args),
+        Command::List(args) => commands::list::run(global, args),
+        Command::Spec(args) => commands::spec::run(global, args),
+        Command::Features => commands::features::run(),
+        Command::Check(args) => commands::check::run(args),
+        Command::Disk(command) => commands::disk::run(command),
+    }?;
+    Ok(0)
+}
+
+/// Descriptors from 3 up that are open before this program opens any.
+fn inherited_descriptors() -> Vec<RawFd> {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
+        return Vec::new();
+    };
+    let numbers: Vec<RawFd> = entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    // The listing's own descriptor is among them and closed by now.
+    numbers.into_iter().filter(|fd| *fd > 2 && is_open(*fd)).collect()
+}
+
+fn is_open(fd: RawFd) -> bool {
+    // SAFETY: F_GETFD on any number is harmless: it fails for one that is not open.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) != -1 }
+}

@@ -1,0 +1,227 @@
+//! The guest's half of a bundle: Workload and Environment.
+
+use super::Bundle;
+use super::mounts::{self, Placed};
+use super::sizing::Sizing;
+use anyhow::{Context, Result, bail, ensure};
+use oci_spec::runtime::{LinuxCapabilities, LinuxDevice, LinuxDeviceType, Process as OciProcess};
+use std::collections::{BTreeMap, BTreeSet};
+use workload::{Capabilities, Capability, Environment, Process, Rlimit, User, Workload};
+
+/// Character devices that every guest has: major, minor.
+const GUEST_DEVICES: [(i64, i64); 9] = [
+    (1, 3),
+    (1, 5),
+    (1, 7),
+    (1, 8),
+    (1, 9),
+    (5, 0),
+    (5, 1),
+    (5, 2),
+    (10, 229),
+];
+
+/// Splits off what the guest enforces. The Workload's layers are left empty, for the caller to add once the root file
+/// system has been converted: what is wrong with a bundle is found before that.
+pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, Environment)> {
+    let spec = &bundle.spec;
+    let process = spec
+        .process()
+        .as_ref()
+        .context("config.json: process: missing, expected an object with args and cwd")?;
+    refuse_unsupported(bundle, process)?;
+    let linux = spec.linux().clone().unwrap_or_default();
+    let (mut guest_mounts, mut files) = (Vec::new(), Vec::new());
+    for placed in mounts::place(&bundle.dir, spec.mounts().as_deref().unwrap_or_default())? {
+        match placed {
+            Placed::Guest(mount) => guest_mounts.push(mount),
+            Placed::File(file) => files.push(file),
+        }
+    }
+    let workload = Workload {
+        version: Workload::VERSION,
+        layers: Vec::new(),
+        scratch: sizing.scratch.clone(),
+        readonly_root: spec
+            .root()
+            .as_ref()
+            .and_then(|root| root.readonly())
+            .unwrap_or(false),
+        process: self::process(process)?,
+        mounts: guest_mounts,
+        masked_paths: linux.masked_paths().clone().unwrap_or_default(),
+        readonly_paths: linux.readonly_paths().clone().unwrap_or_default(),
+        sysctl: linux
+            .sysctl()
+            .clone()
+            .unwrap_or_default()
+            .into_iter()
+            .collect::<BTreeMap<_, _>>(),
+    };
+    let environment = Environment {
+        id: id.to_owned(),
+        hostname: spec.hostname().clone(),
+        domainname: spec.domainname().clone(),
+        files,
+        console_size: console_size(process),
+    };
+    environment
+        .check()
+        .map_err(|problem| anyhow::anyhow!("config.json: {problem}"))?;
+    Ok((workload, environment))
+}
+
+fn process(process: &OciProcess) -> Result<Process> {
+    let args = process.args().clone().unwrap_or_default();
+    ensure!(
+        args.first().is_some_and(|arg| !arg.is_empty()),
+        "config.json: process.args: missing or empty, expected a program to run"
+    );
+    let cwd = process
+        .cwd()
+        .to_str()
+        .context("config.json: process.cwd: not UTF-8")?;
+    ensure!(
+        cwd.starts_with('/'),
+        "config.json: process.cwd: {cwd:?} is not an absolute path"
+    );
+    let env = process.env().clone().unwrap_or_default();
+    let nul = args
+        .iter()
+        .chain(&env)
+        .map(String::as_str)
+        .chain([cwd])
+        .any(|text| text.contains('\0'));
+    ensure!(!nul, "config.json: process: a string contains a NUL byte");
+    let rlimits = process.rlimits().iter().flatten();
+    let rlimits = rlimits
+        .map(|r| Rlimit {
+            resource: r.typ().to_string(),
+            soft: r.soft(),
+            hard: r.hard(),
+        })
+        .collect::<Vec<_>>();
+    let names: BTreeSet<_> = rlimits.iter().map(|limit| &limit.resource).collect();
+    ensure!(
+        names.len() == rlimits.len(),
+        "config.json: process.rlimits: a resource is named twice"
+    );
+    let user = process.user();
+    Ok(Process {
+        args,
+        env,
+        cwd: cwd.to_owned(),
+        user: User {
+            uid: user.uid(),
+            gid: user.gid(),
+            additional_gids: user.additional_gids().clone().unwrap_or_default(),
+            umask: user.umask(),
+        },
+        terminal: process.terminal().unwrap_or(false),
+        capabilities: process.capabilities().as_ref().map(capabilities),
+        rlimits,
+        no_new_privileges: process.no_new_privileges().unwrap_or(false),
+        oom_score_adj: process.oom_score_adj(),
+    })
+}
+
+/// Capabilities that the guest kernel does not have are left out, as runtimes do for names newer than the kernel.
+fn capabilities(sets: &LinuxCapabilities) -> Capabilities {
+    let set = |names: &Option<oci_spec::runtime::Capabilities>| -> BTreeSet<Capability> {
+        let names = names.iter().flatten();
+        names
+            .filter_map(|name| {
+                Capability::by_name(&format!("CAP_{}", name.to_string().trim_start_matches("CAP_")))
+            })
+            .collect()
+    };
+    let [bounding, effective, inheritable, permitted, ambient] = [
+        sets.bounding(),
+        sets.effective(),
+        sets.inheritable(),
+        sets.permitted(),
+        sets.ambient(),
+    ]
+    .map(set);
+    Capabilities {
+        bounding,
+        effective,
+        inheritable,
+        permitted,
+        ambient,
+    }
+}
+
+fn console_size(process: &OciProcess) -> Option<(u16, u16)> {
+    let size = process.console_size()?;
+    Some((
+        u16::try_from(size.height()).ok()?,
+        u16::try_from(size.width()).ok()?,
+    ))
+}
+
+/// Fields that neither side can honour. (Those of other operating systems are none of a Linux runtime's business.)
+fn refuse_unsupported(bundle: &Bundle, process: &OciProcess) -> Result<()> {
+    let refuse = |field: &str| bail!("config.json: {field}: not supported");
+    if process.scheduler().is_some() {
+        return refuse("process.scheduler");
+    }
+    if process.io_priority().is_some() {
+        return refuse("process.ioPriority");
+    }
+    if process.exec_cpu_affinity().is_some() {
+        return refuse("process.execCPUAffinity");
+    }
+    if bundle
+        .spec
+        .hooks()
+        .as_ref()
+        .is_some_and(|hooks| hooks.start_container().as_ref().is_some_and(|h| !h.is_empty()))
+    {
+        return refuse("hooks.startContainer");
+    }
+    let Some(linux) = bundle.spec.linux() else {
+        return Ok(());
+    };
+    if linux.intel_rdt().is_some() {
+        return refuse("linux.intelRdt");
+    }
+    if linux.personality().is_some() {
+        return refuse("linux.personality");
+    }
+    if linux
+        .time_offsets()
+        .as_ref()
+        .is_some_and(|offsets| !offsets.is_empty())
+    {
+        return refuse("linux.timeOffsets");
+    }
+    if linux
+        .net_devices()
+        .as_ref()
+        .is_some_and(|devices| !devices.is_empty())
+    {
+        return refuse("linux.netDevices");
+    }
+    if linux.seccomp().is_some() {
+        tracing::warn!("config.json: linux.seccomp: not applied inside the guest by this release");
+    }
+    linux
+        .devices()
+        .iter()
+        .flatten()
+        .enumerate()
+        .try_for_each(|(index, device)| check_device(index, device))
+}
+
+fn check_device(index: usize, device: &LinuxDevice) -> Result<()> {
+    let character = matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U);
+    ensure!(
+        character && GUEST_DEVICES.contains(&(device.major(), device.minor())),
+        "config.json: linux.devices[{index}]: {} ({}:{}) does not exist in a guest",
+        device.path().display(),
+        device.major(),
+        device.minor()
+    );
+    Ok(())
+}

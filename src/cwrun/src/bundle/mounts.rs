@@ -1,0 +1,226 @@
+//! `mounts` of config.json: file systems that the guest makes, and files that travel into it.
+//!
+//! ```text
+//!   proc sysfs tmpfs devpts mqueue cgroup   ──► Workload.mounts      made in the guest
+//!   bind of a regular file (resolv.conf, …) ──► Environment.files    copied at create
+//!   bind on /dev/shm                        ──► Workload.mounts      a tmpfs of the same size
+//!   anything else                           ──► an error that names it
+//! ```
+
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use workload::{Blob, Environment, Filesystem, InjectedFile, Mount, MountFlag};
+
+/// What a mount of config.json becomes.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Placed {
+    /// Made by the guest.
+    Guest(Mount),
+    /// Copied into the guest.
+    File(InjectedFile),
+}
+
+/// Options of mount(8), sorted into what they mean here.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Options {
+    flags: BTreeSet<MountFlag>,
+    data: Vec<String>,
+    bind: bool,
+}
+
+/// Places every mount of the bundle.
+pub fn place(bundle: &Path, mounts: &[oci_spec::runtime::Mount]) -> Result<Vec<Placed>> {
+    let placed: Result<Vec<_>> = mounts
+        .iter()
+        .enumerate()
+        .map(|(index, mount)| {
+            place_one(bundle, mount).with_context(|| format!("config.json: mounts[{index}]"))
+        })
+        .collect();
+    let placed = placed?;
+    let injected = placed
+        .iter()
+        .map(|p| {
+            if let Placed::File(file) = p {
+                file.content.0.len()
+            } else {
+                0
+            }
+        })
+        .sum::<usize>();
+    ensure!(
+        injected <= Environment::MAX_FILE_BYTES,
+        "config.json: mounts: bind-mounted files of {injected} bytes together are more than the {} that can be copied into a guest",
+        Environment::MAX_FILE_BYTES
+    );
+    Ok(placed)
+}
+
+fn place_one(bundle: &Path, mount: &oci_spec::runtime::Mount) -> Result<Placed> {
+    let destination = mount.destination().to_str().context("destination: not UTF-8")?;
+    // Runtimes have always taken a relative destination as relative to the root.
+    let destination = if destination.starts_with('/') {
+        destination.to_owned()
+    } else {
+        format!("/{destination}")
+    };
+    ensure!(
+        mount.uid_mappings().as_ref().is_none_or(Vec::is_empty)
+            && mount.gid_mappings().as_ref().is_none_or(Vec::is_empty),
+        "uidMappings: ID-mapped mounts are not supported ({destination})"
+    );
+    let options = parse_options(mount.options().as_deref().unwrap_or_default())
+        .with_context(|| format!("options of {destination}"))?;
+    let kind = mount
+        .typ()
+        .as_deref()
+        .unwrap_or(if options.bind { "bind" } else { "" });
+    let filesystem = match kind {
+        _ if options.bind => return place_bind(bundle, mount, destination, options),
+        "bind" | "rbind" => return place_bind(bundle, mount, destination, options),
+        "proc" => Filesystem::Proc,
+        "sysfs" => Filesystem::Sysfs,
+        "tmpfs" => Filesystem::Tmpfs,
+        "devpts" => Filesystem::Devpts,
+        "mqueue" => Filesystem::Mqueue,
+        "cgroup" | "cgroup2" => Filesystem::Cgroup2,
+        "" => bail!("type: missing (destination {destination})"),
+        other => {
+            bail!("type: file system {other:?} (destination {destination}) is not supported in the guest")
+        }
+    };
+    // Options of cgroup version 1 hierarchies mean nothing to version 2, which is what every guest has.
+    let data = if filesystem == Filesystem::Cgroup2 {
+        Vec::new()
+    } else {
+        options.data
+    };
+    Ok(Placed::Guest(Mount {
+        destination,
+        filesystem,
+        flags: options.flags,
+        options: data,
+    }))
+}
+
+fn place_bind(
+    bundle: &Path,
+    mount: &oci_spec::runtime::Mount,
+    destination: String,
+    options: Options,
+) -> Result<Placed> {
+    let source = mount
+        .source()
+        .as_ref()
+        .with_context(|| format!("source: missing (bind mount on {destination})"))?;
+    let source: PathBuf = bundle.join(source);
+    let meta = fs::metadata(&source)
+        .with_context(|| format!("source: {} (bind mount on {destination})", source.display()))?;
+    let kind = meta.file_type();
+    if kind.is_file() {
+        return inject(
+            &source,
+            &meta,
+            destination,
+            options.flags.contains(&MountFlag::Ro),
+        )
+        .map(Placed::File);
+    }
+    if kind.is_dir() && destination == "/dev/shm" {
+        return shm(&source, options.flags).map(Placed::Guest);
+    }
+    let what = match kind {
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_socket() => "a socket",
+        kind if kind.is_block_device() || kind.is_char_device() => "a device",
+        _ => "neither a file nor a directory",
+    };
+    bail!(
+        "source: {} on {destination} is {what}, which can't be shared with a guest yet: only regular files can",
+        source.display()
+    )
+}
+
+fn inject(source: &Path, meta: &fs::Metadata, destination: String, readonly: bool) -> Result<InjectedFile> {
+    ensure!(
+        meta.len() <= Environment::MAX_FILE_BYTES as u64,
+        "source: {} has {} bytes, more than the {} that can be copied into a guest",
+        source.display(),
+        meta.len(),
+        Environment::MAX_FILE_BYTES
+    );
+    let content = fs::read(source).with_context(|| format!("source: {}", source.display()))?;
+    let mode = meta.mode() & 0o7777;
+    Ok(InjectedFile {
+        destination,
+        mode,
+        uid: meta.uid(),
+        gid: meta.gid(),
+        readonly,
+        content: Blob(content),
+    })
+}
+
+/// Engines make `/dev/shm` on the host, sized as the user asked, so that the containers of a pod can share it. A guest has
+/// its own, of that size.
+fn shm(source: &Path, mut flags: BTreeSet<MountFlag>) -> Result<Mount> {
+    let stat = rustix::fs::statvfs(source).with_context(|| format!("source: {}", source.display()))?;
+    let bytes = stat
+        .f_blocks
+        .saturating_mul(stat.f_frsize)
+        .clamp(1 << 20, 1 << 40);
+    flags.extend([MountFlag::Nosuid, MountFlag::Nodev, MountFlag::Noexec]);
+    let options = vec!["mode=1777".to_owned(), format!("size={bytes}")];
+    Ok(Mount {
+        destination: "/dev/shm".to_owned(),
+        filesystem: Filesystem::Tmpfs,
+        flags,
+        options,
+    })
+}
+
+fn parse_options(options: &[String]) -> Result<Options> {
+    let mut parsed = Options::default();
+    for option in options {
+        let flags = &mut parsed.flags;
+        let set = |flags: &mut BTreeSet<_>, flag| drop(flags.insert(flag));
+        match option.as_str() {
+            "bind" | "rbind" => parsed.bind = true,
+            "ro" => set(flags, MountFlag::Ro),
+            "nosuid" => set(flags, MountFlag::Nosuid),
+            "nodev" => set(flags, MountFlag::Nodev),
+            "noexec" => set(flags, MountFlag::Noexec),
+            "sync" => set(flags, MountFlag::Sync),
+            "dirsync" => set(flags, MountFlag::Dirsync),
+            "noatime" => set(flags, MountFlag::Noatime),
+            "nodiratime" => set(flags, MountFlag::Nodiratime),
+            "relatime" => set(flags, MountFlag::Relatime),
+            "strictatime" => set(flags, MountFlag::Strictatime),
+            "rw" => drop(flags.remove(&MountFlag::Ro)),
+            "suid" => drop(flags.remove(&MountFlag::Nosuid)),
+            "dev" => drop(flags.remove(&MountFlag::Nodev)),
+            "exec" => drop(flags.remove(&MountFlag::Noexec)),
+            "async" => drop(flags.remove(&MountFlag::Sync)),
+            "atime" => drop(flags.remove(&MountFlag::Noatime)),
+            // The kernel's own defaults, and propagation between namespaces, which a guest of its own has nobody to
+            // propagate to.
+            "defaults" | "norelatime" | "nostrictatime" | "diratime" | "private" | "rprivate" | "slave"
+            | "rslave" | "shared" | "rshared" | "unbindable" | "runbindable" => {}
+            // Labels of the host's SELinux.
+            option if option.starts_with("context=") => {}
+            "idmap" | "ridmap" => bail!("ID-mapped mounts are not supported"),
+            option if option.starts_with("idmap=") || option.starts_with("ridmap=") => {
+                bail!("ID-mapped mounts are not supported")
+            }
+            other => parsed.data.push(other.to_owned()),
+        }
+    }
+    Ok(parsed)
+}
+
+#[cfg(test)]
+#[path = "mounts_test.rs"]
+mod tests;

@@ -1,0 +1,96 @@
+use super::*;
+use oci_spec::runtime::Mount as OciMount;
+use serde_json::{Value, json};
+
+fn mounts(value: Value) -> Vec<OciMount> {
+    serde_json::from_value(value).unwrap()
+}
+
+fn place_in(dir: &Path, value: Value) -> Result<Vec<Placed>> {
+    place(dir, &mounts(value))
+}
+
+#[test]
+fn guest_file_systems_keep_flags_and_options() {
+    let value = json!([{"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k", "rprivate"]}]);
+    let placed = place_in(Path::new("/"), value).unwrap();
+    let expected = Mount {
+        destination: "/dev".into(),
+        filesystem: Filesystem::Tmpfs,
+        flags: [MountFlag::Nosuid, MountFlag::Strictatime].into(),
+        options: vec!["mode=755".into(), "size=65536k".into()],
+    };
+    assert_eq!(placed, [Placed::Guest(expected)]);
+}
+
+#[test]
+fn a_bound_file_is_copied_with_its_mode() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("hosts"), "127.0.0.1 me\n").unwrap();
+    let value =
+        json!([{"destination": "/etc/hosts", "type": "bind", "source": "hosts", "options": ["bind", "ro"]}]);
+    let placed = place_in(dir.path(), value).unwrap();
+    let [Placed::File(file)] = &placed[..] else {
+        panic!("{placed:?}")
+    };
+    assert_eq!(
+        (file.destination.as_str(), file.readonly, &file.content.0[..]),
+        ("/etc/hosts", true, &b"127.0.0.1 me\n"[..])
+    );
+    assert_eq!(file.mode & 0o600, 0o600);
+}
+
+#[test]
+fn shared_memory_keeps_its_size() {
+    let value =
+        json!([{"destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": ["bind"]}]);
+    let placed = place_in(Path::new("/"), value).unwrap();
+    let [Placed::Guest(mount)] = &placed[..] else {
+        panic!("{placed:?}")
+    };
+    assert_eq!(mount.filesystem, Filesystem::Tmpfs);
+    assert!(
+        mount.options.iter().any(|option| option.starts_with("size=")),
+        "{mount:?}"
+    );
+}
+
+#[test]
+fn what_cant_be_shared_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::File::create(dir.path().join("big"))
+        .unwrap()
+        .set_len(5 << 20)
+        .unwrap();
+    for (value, expected) in [
+        (
+            json!({"destination": "/data", "type": "bind", "source": "/", "options": ["rbind"]}),
+            "mounts[0]: source: / on /data is a directory",
+        ),
+        (
+            json!({"destination": "/dev/x", "type": "bind", "source": "/dev/null", "options": ["bind"]}),
+            "is a device",
+        ),
+        (
+            json!({"destination": "/x", "type": "bind", "source": "/does/not/exist"}),
+            "mounts[0]: source: /does/not/exist",
+        ),
+        (json!({"destination": "/x", "type": "bind"}), "source: missing"),
+        (
+            json!({"destination": "/x", "type": "nfs", "source": "x"}),
+            "type: file system \"nfs\"",
+        ),
+        (json!({"destination": "/x"}), "type: missing"),
+        (
+            json!({"destination": "/x", "type": "tmpfs", "options": ["idmap"]}),
+            "ID-mapped",
+        ),
+        (
+            json!({"destination": "/x", "type": "bind", "source": "big"}),
+            "5242880 bytes",
+        ),
+    ] {
+        let error = format!("{:#}", place_in(dir.path(), json!([value])).unwrap_err());
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
+}

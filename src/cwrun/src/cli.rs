@@ -1,0 +1,227 @@
+//! The command line: crun's commands and options, and a few of our own.
+
+use crate::cgroup;
+use crate::logging::Format;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// OCI runtime that runs each container in a microVM on an encrypted disk.
+#[derive(Debug, Parser)]
+#[command(name = "cwrun", version = VERSION, max_term_width = 100, arg_required_else_help = true)]
+pub struct Cli {
+    /// Options for all commands.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.2.0");
+
+/// Options for all commands.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Directory for the state of containers [default: /run/cwrun, or $XDG_RUNTIME_DIR/cwrun]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// File for log messages
+    #[arg(long, global = true, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// Form of log messages
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    pub log_format: Format,
+    /// Log details and durations, and show the guest kernel's messages on stderr
+    #[arg(long, global = true)]
+    pub debug: bool,
+    /// Have systemd manage cgroups; the same as --cgroup-manager systemd
+    #[arg(long, global = true)]
+    pub systemd_cgroup: bool,
+    /// Who manages cgroups
+    #[arg(long, global = true, value_name = "MANAGER", default_value = "cgroupfs")]
+    pub cgroup_manager: cgroup::Manager,
+}
+
+impl Global {
+    /// Who manages cgroups, from both options.
+    pub fn cgroups(&self) -> cgroup::Manager {
+        if self.systemd_cgroup {
+            cgroup::Manager::Systemd
+        } else {
+            self.cgroup_manager
+        }
+    }
+}
+
+/// One command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create a container: boot its VM up to the point where the workload can start
+    Create(Create),
+    /// Start the workload of a created container
+    Start(Id),
+    /// Print the state of a container as JSON
+    State(Id),
+    /// Send a signal to a container
+    Kill(Kill),
+    /// Delete a container
+    Delete(Delete),
+    /// Create a container, start it and wait for its end
+    Run(Run),
+    /// List containers
+    List(List),
+    /// Write a configuration to begin with
+    Spec(Spec),
+    /// Print the features of this runtime as JSON
+    Features,
+    /// Say what this machine can do and what is missing
+    Check(Check),
+    /// Make and examine encrypted disks
+    #[command(subcommand)]
+    Disk(Disk),
+}
+
+/// A container.
+#[derive(Debug, Args)]
+pub struct Id {
+    /// The container's ID
+    pub id: String,
+}
+
+/// `create`
+#[derive(Debug, Args)]
+pub struct Create {
+    /// The container's ID
+    pub id: String,
+    /// Bundle directory
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub bundle: PathBuf,
+    /// Configuration to use in place of the bundle's config.json
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// File to write the process ID of the container to
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Unix socket that receives the master side of the container's terminal
+    #[arg(long, value_name = "SOCKET")]
+    pub console_socket: Option<PathBuf>,
+    /// Number of descriptors to pass into the container (a VM can take none)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub preserve_fds: u32,
+    /// Accepted and without effect: nothing of the host's file systems is visible in a VM
+    #[arg(long)]
+    pub no_pivot: bool,
+    /// Accepted and without effect: a VM has a keyring of its own
+    #[arg(long)]
+    pub no_new_keyring: bool,
+}
+
+/// `run`
+#[derive(Debug, Args)]
+pub struct Run {
+    /// As for `create`
+    #[command(flatten)]
+    pub create: Create,
+    /// Return when the workload has been started
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Don't delete the container when it has ended
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// `kill`
+#[derive(Debug, Args)]
+pub struct Kill {
+    /// Send the signal to all processes of the container
+    #[arg(short, long)]
+    pub all: bool,
+    /// The container's ID
+    pub id: String,
+    /// Name or number
+    #[arg(default_value = "SIGTERM", allow_negative_numbers = true)]
+    pub signal: String,
+}
+
+/// `delete`
+#[derive(Debug, Args)]
+pub struct Delete {
+    /// Whatever state it is in, and without complaint if there is none
+    #[arg(short, long)]
+    pub force: bool,
+    /// The container's ID
+    pub id: String,
+}
+
+/// `list`
+#[derive(Debug, Args)]
+pub struct List {
+    /// IDs only
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Form of the list
+    #[arg(short, long, default_value = "table")]
+    pub format: ListFormat,
+}
+
+/// Form of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ListFormat {
+    /// Columns.
+    Table,
+    /// An array of objects.
+    Json,
+}
+
+/// `spec`
+#[derive(Debug, Args)]
+pub struct Spec {
+    /// Directory to write config.json into
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub bundle: PathBuf,
+    /// For a user who is not root
+    #[arg(long)]
+    pub rootless: bool,
+}
+
+/// `check`
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `disk`
+#[derive(Debug, Subcommand)]
+pub enum Disk {
+    /// Convert a root file system into an encrypted disk image
+    Build(DiskBuild),
+    /// Say what a disk image is
+    Inspect(DiskInspect),
+}
+
+/// `disk build`
+#[derive(Debug, Args)]
+pub struct DiskBuild {
+    /// Directory with the root file system
+    pub rootfs: PathBuf,
+    /// Image file to write
+    pub image: PathBuf,
+    /// Key: 64 bytes are the volume key itself, anything else is a passphrase; made if it does not exist [default: IMAGE.key]
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `disk inspect`
+#[derive(Debug, Args)]
+pub struct DiskInspect {
+    /// Image file
+    pub image: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}

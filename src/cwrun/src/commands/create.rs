@@ -1,0 +1,166 @@
+//! `create`: from a bundle to a booted guest whose workload has not been started.
+
+use crate::bundle::host::HostSpec;
+use crate::bundle::sizing::Sizing;
+use crate::bundle::{Bundle, guest, host};
+use crate::cgroup;
+use crate::cli::{Create, Global};
+use crate::guest_files::GuestFiles;
+use crate::launch;
+use crate::logging::phase;
+use crate::machine::stdio::Stdio;
+use crate::machine::{Machine, terminal};
+use crate::root_disk;
+use crate::state::{Container, ProcessId, Record, Root};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::Pid;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+/// How the container's terminal is reached, if it has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Console {
+    /// Through `--console-socket`, as engines do.
+    Socket,
+    /// It is the caller's own terminal, as in a foreground `run`.
+    Foreground,
+}
+
+/// The command.
+pub fn run(global: &Global, args: &Create, inherited: &[RawFd]) -> Result<()> {
+    create(global, args, inherited, Console::Socket).map(drop)
+}
+
+/// Creates the container and returns it with its VMM process, a child of ours.
+pub fn create(
+    global: &Global,
+    args: &Create,
+    inherited: &[RawFd],
+    console: Console,
+) -> Result<(Container, Pid)> {
+    ensure!(
+        args.preserve_fds == 0,
+        "--preserve-fds {}: descriptors can't be passed into a virtual machine",
+        args.preserve_fds
+    );
+    let bundle = phase("bundle", || Bundle::load(&args.bundle, args.config.as_deref()))?;
+    let sizing = Sizing::of(&bundle)?;
+    let host = host::split(&bundle, &sizing)?;
+    let root = Root::new(global.root.clone())?;
+    let mut container = root.reserve(record(global, args, &bundle, &host)?)?;
+    let result = prepare(&bundle, &sizing, &container, args, console)
+        .and_then(|machine| launch::launch(&mut container, &host, machine, inherited))
+        .and_then(|vmm| write_pid_file(args.pid_file.as_deref(), vmm).map(|()| vmm));
+    match result {
+        Ok(vmm) => Ok((container, vmm)),
+        Err(error) => {
+            if let Err(left) = super::delete::destroy(&container) {
+                tracing::warn!(
+                    "container {:?} could not be removed after the failure: {left:#}",
+                    args.id
+                );
+            }
+            Err(error)
+        }
+    }
+}
+
+fn record(global: &Global, args: &Create, bundle: &Bundle, host: &HostSpec) -> Result<Record> {
+    let created = time::OffsetDateTime::now_utc().format(&time::format_description::well_known::Rfc3339)?;
+    Ok(Record {
+        id: args.id.clone(),
+        bundle: bundle.dir.clone(),
+        rootfs: bundle.rootfs.clone(),
+        annotations: bundle
+            .spec
+            .annotations()
+            .clone()
+            .unwrap_or_default()
+            .into_iter()
+            .collect(),
+        created,
+        owner: rustix::process::geteuid().as_raw(),
+        creator: ProcessId::own()?,
+        vmm: None,
+        cgroup: cgroup::Location::new(global.cgroups(), host.cgroup_path.as_deref(), &args.id),
+        hooks: host.hooks.clone(),
+    })
+}
+
+/// Opens and builds everything that the VM is made of. What is cheap and may fail comes first.
+fn prepare(
+    bundle: &Bundle,
+    sizing: &Sizing,
+    container: &Container,
+    args: &Create,
+    console: Console,
+) -> Result<Machine> {
+    let (mut workload, environment) = guest::split(bundle, &args.id, sizing)?;
+    let kvm = crate::kvm::open()?;
+    let files = GuestFiles::open()?;
+    let stdio = stdio(workload.process.terminal, args.console_socket.as_deref(), console)?;
+    let disk = phase("convert", || root_disk::obtain(&bundle.rootfs))?;
+    workload.layers.push(disk.layer);
+    Ok(Machine {
+        kvm,
+        kernel: files.kernel,
+        initrd: files.initrd,
+        layers: vec![disk.image],
+        keys: vec![disk.key],
+        scratch: root_disk::scratch(&workload.scratch)?,
+        workload,
+        environment,
+        memory_mib: sizing.memory_mib,
+        vcpus: sizing.vcpus,
+        stdio,
+        control: control_socket(container)?,
+        status: container.status_file()?,
+        debug: tracing::enabled!(target: "cwrun", tracing::Level::DEBUG),
+    })
+}
+
+fn stdio(terminal: bool, console_socket: Option<&Path>, console: Console) -> Result<Stdio> {
+    match (terminal, console_socket, console) {
+        (false, _, _) => Ok(Stdio::Inherited),
+        (true, Some(socket), _) => terminal::open_for(socket).map(Stdio::Terminal),
+        (true, None, Console::Foreground) => Ok(Stdio::Foreground),
+        (true, None, Console::Socket) => {
+            bail!("config.json: process.terminal: a container with a terminal needs --console-socket")
+        }
+    }
+}
+
+/// Binds through the directory's descriptor, since a socket's path is limited to 107 bytes and `--root` is not.
+fn control_socket(container: &Container) -> Result<UnixListener> {
+    let dir = rustix::fs::open(
+        container.dir(),
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    );
+    let bind = || -> std::io::Result<UnixListener> {
+        UnixListener::bind(format!("/proc/self/fd/{}/control.sock", dir?.as_raw_fd()))
+    };
+    bind().with_context(|| format!("control socket {}", container.control_socket().display()))
+}
+
+/// Writes the number aside and renames, so that a reader never sees half of it.
+fn write_pid_file(path: Option<&Path>, vmm: Pid) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let mut name = path
+        .file_name()
+        .with_context(|| format!("--pid-file {}: not a file name", path.display()))?
+        .to_owned();
+    name.push(".cwrun-new");
+    let aside = path.with_file_name(name);
+    let write = || -> std::io::Result<()> {
+        File::create(&aside)?.write_all(vmm.as_raw_pid().to_string().as_bytes())?;
+        fs::rename(&aside, path)
+    };
+    write()
+        .inspect_err(|_| drop(fs::remove_file(&aside)))
+        .with_context(|| format!("--pid-file {}", path.display()))
+}

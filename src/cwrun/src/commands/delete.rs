@@ -1,0 +1,69 @@
+//! `delete`: frees everything that a container holds, from any state.
+
+use crate::cli::{Delete, Global};
+use crate::launch::hooks;
+use crate::signal;
+use crate::state::{Container, Root, Status};
+use anyhow::{Result, bail};
+use std::time::Duration;
+
+/// The command.
+pub fn run(global: &Global, args: &Delete) -> Result<()> {
+    let root = Root::new(global.root.clone())?;
+    let container = match root.find(&args.id)? {
+        Some(container) => container,
+        None if args.force => return root.remove_unrecorded(&args.id),
+        None => return root.get(&args.id).map(drop),
+    };
+    match container.status() {
+        Status::Stopped => {}
+        Status::Creating | Status::Created | Status::Running if args.force => {}
+        status => bail!(
+            "container {:?} is {status}: stop it first, or use --force",
+            args.id
+        ),
+    }
+    destroy(&container)
+}
+
+/// Ends the container's processes and removes its cgroup and directory.
+pub fn destroy(container: &Container) -> Result<()> {
+    let Some(_lock) = container.lock()? else {
+        return Ok(());
+    };
+    let record = &container.record;
+    let own = rustix::process::getpid().as_raw_pid();
+    if record.creator.pid != own && container.status() == Status::Creating {
+        signal::kill_and_wait(record.creator)?;
+    }
+    if let Some(vmm) = record.vmm {
+        signal::kill_and_wait(vmm)?;
+    }
+    if let Some(cgroup) = &record.cgroup {
+        remove_cgroup(cgroup)?;
+    }
+    let state = container.oci_state(Status::Stopped);
+    container.remove()?;
+    hooks::run_all_logging("poststop", &record.hooks.poststop, &state);
+    Ok(())
+}
+
+/// Ends whatever is left in the cgroup, which is what a `create` killed between two steps leaves, and removes it.
+fn remove_cgroup(cgroup: &crate::cgroup::Location) -> Result<()> {
+    let own = rustix::process::getpid().as_raw_pid();
+    for pid in cgroup.processes().into_iter().filter(|pid| *pid != own) {
+        if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+            // It may have ended since it was listed.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+    let mut result = cgroup.remove();
+    for _ in 0..100 {
+        if result.is_ok() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+        result = cgroup.remove();
+    }
+    result
+}

@@ -1,0 +1,22 @@
+//! One file per command.
+
+pub mod check;
+pub mod create;
+pub mod delete;
+pub mod disk;
+pub mod features;
+pub mod kill;
+pub mod list;
+pub mod run;
+pub mod spec;
+pub mod start;
+pub mod state;
+
+use anyhow::{Context, Result};
+use std::io::Write;
+
+/// Prints a document, indented.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).context("JSON")?;
+    writeln!(std::io::stdout(), "{text}").context("standard output")
+}

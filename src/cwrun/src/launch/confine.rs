@@ -1,0 +1,77 @@
+//! What the VMM process gives up before it runs a guest, since we assume that the guest takes it over.
+
+use anyhow::{Context, Result};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use std::fs;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::path::Path;
+
+/// Closes descriptors that came from whoever started us: nothing of the engine's stays open in a VMM.
+pub fn close(inherited: &[RawFd]) {
+    for fd in inherited {
+        // SAFETY: these numbers were open when `main` began, before this program opened anything, so no Rust
+        // object owns them. One that the engine marked close-on-exec is closed just the same.
+        unsafe { libc::close(*fd) };
+    }
+}
+
+/// A session of its own, so that no terminal of the caller's reaches it; with a terminal, that becomes its own.
+pub fn session(terminal: Option<BorrowedFd<'_>>) -> Result<()> {
+    rustix::process::setsid().context("new session")?;
+    if let Some(terminal) = terminal {
+        rustix::process::ioctl_tiocsctty(terminal).context("controlling terminal")?;
+    }
+    Ok(())
+}
+
+/// An empty root, no capabilities, no new privileges. `mount_point` is a directory to mount the empty root on.
+pub fn process(mount_point: &Path, oom_score_adj: Option<i32>) -> Result<()> {
+    if let Some(score) = oom_score_adj {
+        fs::write("/proc/self/oom_score_adj", score.to_string())
+            .with_context(|| format!("config.json: process.oomScoreAdj: {score}"))?;
+    }
+    empty_root(mount_point).context("empty root")?;
+    drop_capabilities().context("dropping capabilities")?;
+    rustix::thread::set_no_new_privs(true).context("no_new_privs")
+}
+
+fn empty_root(mount_point: &Path) -> Result<()> {
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount(
+        "none",
+        mount_point,
+        "tmpfs",
+        flags,
+        Some(c"size=4k,nr_inodes=2,mode=0555"),
+    )?;
+    rustix::process::chdir(mount_point)?;
+    // The old root comes to lie on top of the new one, and is taken off from there (pivot_root(2), NOTES).
+    rustix::process::pivot_root(".", ".")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+    rustix::mount::mount_remount("/", flags | MountFlags::RDONLY, c"")?;
+    rustix::process::chdir("/")?;
+    Ok(())
+}
+
+fn drop_capabilities() -> Result<()> {
+    let last = (0..64).take_while(|bit| {
+        let set = CapabilitySet::from_bits_retain(1 << bit);
+        rustix::thread::remove_capability_from_bounding_set(set).is_ok()
+    });
+    // The loop ends at the first capability that the kernel does not have; without CAP_SETPCAP (possible in a joined user
+    // namespace) at the first of all, and then no_new_privs is what keeps the bounding set from mattering.
+    tracing::trace!(count = last.count() as u64, "bounding set dropped");
+    rustix::thread::clear_ambient_capability_set()?;
+    let none = CapabilitySet::empty();
+    rustix::thread::set_capabilities(
+        None,
+        CapabilitySets {
+            effective: none,
+            permitted: none,
+            inheritable: none,
+        },
+    )?;
+    Ok(())
+}

@@ -1,0 +1,232 @@
+//! From the runtime's process to a confined VMM process.
+//!
+//! ```text
+//!   create (P)                 intermediate (I)              VMM (C)
+//!     fork ───────────────────►│ wait
+//!     cgroup: enter I          │
+//!     Go ─────────────────────►│ enter user namespace
+//!     write maps ◄── MapUsers ─│
+//!     Go ─────────────────────►│ enter the others
+//!                              │ fork ──────────────────────►│ wait
+//!     record C ◄── Forked ─────│ exit                        │
+//!     createRuntime hooks                                    │
+//!     Go ───────────────────────────────────────────────────►│ createContainer hooks
+//!                                                            │ empty root, no capabilities
+//!                                                            │ boot the guest
+//!     pid file, ◄──────────────────────────────── Ready ─────│
+//!     Go ───────────────────────────────────────────────────►│ serve until the workload ends
+//! ```
+//!
+//! I exists because a PID namespace holds only children of the process that enters it. P is a child subreaper, so C
+//! becomes P's child when I exits, and the engine's when P does. Whoever dies closes the channel, and everybody else
+//! then ends: a killed `create` leaves no process.
+
+mod confine;
+pub mod hooks;
+mod namespaces;
+
+use crate::bundle::host::HostSpec;
+use crate::channel::Channel;
+use crate::failure::GuestFailure;
+use crate::logging::phase;
+use crate::machine::{self, Machine};
+use crate::state::{Container, ProcessId, Status};
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::process::{Pid, Signal, WaitOptions};
+use serde::{Deserialize, Serialize};
+use std::os::fd::RawFd;
+use std::os::unix::net::UnixStream;
+use workload::protocol::FailureKind;
+
+/// From I or C to P.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum FromVmm {
+    /// I is in a new user namespace and waits for its maps.
+    MapUsers,
+    /// C has this number.
+    Forked(i32),
+    /// C has booted the guest and waits.
+    Ready,
+    /// It can't be done. The sender ends.
+    Failed {
+        /// What kind of failure.
+        kind: FailureKind,
+        /// One sentence.
+        message: String,
+    },
+}
+
+/// From P to I or C: go on with the next step.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Go;
+
+/// C's end of the channel.
+pub type VmmEnd = Channel<FromVmm, Go>;
+type CreatorEnd = Channel<Go, FromVmm>;
+
+/// Makes the VMM process and boots the guest in it. On success the container is *created* and its record names the VMM. On
+/// failure no process is left; the caller removes the rest.
+pub fn launch(
+    container: &mut Container,
+    host: &HostSpec,
+    machine: Machine,
+    inherited: &[RawFd],
+) -> Result<Pid> {
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("child subreaper")?;
+    let (ours, theirs) = UnixStream::pair().context("socket pair")?;
+    let Some(intermediate) = fork()? else {
+        drop(ours);
+        exit(intermediate(
+            container,
+            host,
+            machine,
+            VmmEnd::new(theirs),
+            inherited,
+        ))
+    };
+    drop((theirs, machine));
+    let mut channel = CreatorEnd::new(ours);
+    let result = attend(container, host, &mut channel, intermediate);
+    if result.is_err() {
+        kill_and_reap(intermediate);
+        if let Some(vmm) = container.record.vmm.and_then(|vmm| Pid::from_raw(vmm.pid)) {
+            kill_and_reap(vmm);
+        }
+    }
+    result
+}
+
+/// P's side.
+fn attend(
+    container: &mut Container,
+    host: &HostSpec,
+    channel: &mut CreatorEnd,
+    intermediate: Pid,
+) -> Result<Pid> {
+    if let Some(cgroup) = &container.record.cgroup {
+        phase("cgroup", || {
+            cgroup.enter(intermediate.as_raw_pid(), host.resources.as_ref())
+        })?;
+    }
+    channel.send(&Go)?;
+    let vmm = loop {
+        match next(channel)? {
+            FromVmm::MapUsers => {
+                namespaces::write_maps(intermediate, host)?;
+                channel.send(&Go)?;
+            }
+            FromVmm::Forked(pid) => break Pid::from_raw(pid).context("process number 0")?,
+            other => bail!("unexpected message {other:?}"),
+        }
+    };
+    rustix::process::waitpid(Some(intermediate), WaitOptions::empty())
+        .context("waiting for the intermediate process")?;
+    container.record.vmm = Some(ProcessId::of(vmm.as_raw_pid())?);
+    container.save()?;
+    let state = container.oci_state(Status::Creating);
+    hooks::run_all("createRuntime", &host.hooks.create_runtime, &state)?;
+    channel.send(&Go)?;
+    match next(channel)? {
+        FromVmm::Ready => {}
+        other => bail!("unexpected message {other:?}"),
+    }
+    channel.send(&Go)?;
+    Ok(vmm)
+}
+
+fn next(channel: &mut CreatorEnd) -> Result<FromVmm> {
+    match channel.receive()? {
+        Some(FromVmm::Failed {
+            kind: FailureKind::Other,
+            message,
+        }) => Err(anyhow!(message)),
+        Some(FromVmm::Failed { kind, message }) => Err(GuestFailure { kind, message }.into()),
+        Some(message) => Ok(message),
+        None => bail!("the VMM process ended before the guest was ready"),
+    }
+}
+
+/// I's side, and from the second fork on C's.
+fn intermediate(
+    container: &Container,
+    host: &HostSpec,
+    machine: Machine,
+    mut channel: VmmEnd,
+    inherited: &[RawFd],
+) -> u8 {
+    let prepared = (|| -> Result<()> {
+        await_go(&mut channel)?;
+        confine::close(inherited);
+        namespaces::enter(host, || {
+            channel.send(&FromVmm::MapUsers)?;
+            await_go(&mut channel)
+        })
+    })();
+    if let Err(error) = prepared {
+        return fail(&mut channel, &error);
+    }
+    let announced = match fork() {
+        Ok(None) => return vmm(container, host, machine, channel),
+        Ok(Some(pid)) => channel.send(&FromVmm::Forked(pid.as_raw_pid())),
+        Err(error) => Err(error),
+    };
+    announced.map_or_else(|error| fail(&mut channel, &error), |()| 0)
+}
+
+/// C's side.
+fn vmm(container: &Container, host: &HostSpec, machine: Machine, mut channel: VmmEnd) -> u8 {
+    let confined = (|| -> Result<()> {
+        await_go(&mut channel)?;
+        confine::session(machine.stdio.controlling_terminal())?;
+        let state = container.oci_state(Status::Creating);
+        hooks::run_all("createContainer", &host.hooks.create_container, &state)?;
+        phase("confine", || {
+            confine::process(container.dir(), machine.workload.process.oom_score_adj)
+        })
+    })();
+    match confined {
+        Ok(()) => machine::run(machine, channel),
+        Err(error) => fail(&mut channel, &error),
+    }
+}
+
+fn await_go(channel: &mut VmmEnd) -> Result<()> {
+    channel.receive()?.map(|Go| ()).context("the runtime went away")
+}
+
+/// Tells P why this process ends, and gives its exit status. If P is gone, nobody wants to know.
+pub fn fail(channel: &mut VmmEnd, error: &anyhow::Error) -> u8 {
+    let kind = error
+        .downcast_ref::<GuestFailure>()
+        .map_or(FailureKind::Other, |failure| failure.kind);
+    let _ = channel.send(&FromVmm::Failed {
+        kind,
+        message: format!("{error:#}"),
+    });
+    1
+}
+
+/// Forks: the child's number in the parent, `None` in the child, which has to leave through [`exit`].
+fn fork() -> Result<Option<Pid>> {
+    // SAFETY: at this point this program has one thread (workers of the disk conversion have been joined), so the
+    // child's copy of the heap is consistent and it may run ordinary code.
+    match unsafe { libc::fork() } {
+        -1 => Err(std::io::Error::last_os_error()).context("fork"),
+        pid => Ok(Pid::from_raw(pid)),
+    }
+}
+
+fn exit(status: u8) -> ! {
+    // SAFETY: `_exit` has no preconditions. Exit handlers are the parent's to run, and other threads may still run.
+    unsafe { libc::_exit(i32::from(status)) }
+}
+
+/// Ends a child of ours for good. Does nothing for a process that is not our child any more, whose number may by now be
+/// somebody else's.
+fn kill_and_reap(pid: Pid) {
+    if let Ok(None) = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG) {
+        // Both can fail only for a process that is not our child, which was just ruled out.
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+        let _ = rustix::process::waitpid(Some(pid), WaitOptions::empty());
+    }
+}

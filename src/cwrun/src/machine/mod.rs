@@ -1,0 +1,64 @@
+//! The VMM process once it is confined: boots the guest, then serves it until the workload ends.
+//!
+//! ```text
+//!                      ┌───────────── VMM process ──────────────┐
+//!   create ◄──channel──┤ main thread: one poll loop             │
+//!   start, kill ──────►│   control socket, signals, guest, exit │◄─ vsock CONTROL ─► init
+//!   stdin ────────────►│ one pump thread per standard stream    │◄─ vsock stdio ───► workload
+//!   stdout, stderr ◄───│ vCPU, block and vsock threads (vmm)    │
+//!                      └────────────────────────────────────────┘
+//! ```
+//!
+//! The process ends with the workload's exit status, which is how conmon and containerd's shim learn it.
+
+mod monitor;
+mod sandbox;
+pub mod stdio;
+pub mod terminal;
+
+use crate::launch::{self, VmmEnd};
+use crate::state::StatusFile;
+use std::fs::File;
+use std::os::unix::net::UnixListener;
+use stdio::Stdio;
+use workload::{Environment, VolumeKey, Workload};
+
+/// Everything that a VM is made of, opened before the process is confined.
+pub struct Machine {
+    /// `/dev/kvm`.
+    pub kvm: File,
+    /// The guest kernel.
+    pub kernel: File,
+    /// The guest's initrd.
+    pub initrd: File,
+    /// Disks of the Workload's layers, in their order.
+    pub layers: Vec<File>,
+    /// Keys of the layers.
+    pub keys: Vec<VolumeKey>,
+    /// The disk behind the writable layer, if it has one.
+    pub scratch: Option<File>,
+    /// What runs in the guest.
+    pub workload: Workload,
+    /// The engine's per-run values.
+    pub environment: Environment,
+    /// Guest memory in MiB.
+    pub memory_mib: u64,
+    /// Number of virtual processors.
+    pub vcpus: u8,
+    /// The container's standard streams.
+    pub stdio: Stdio,
+    /// Control socket, listening.
+    pub control: UnixListener,
+    /// Where the status is told.
+    pub status: StatusFile,
+    /// Kernel messages to stderr and in full.
+    pub debug: bool,
+}
+
+/// Runs the VM to its end. Returns the process's exit status.
+pub fn run(machine: Machine, mut channel: VmmEnd) -> u8 {
+    match monitor::Monitor::boot(machine, &mut channel) {
+        Ok(monitor) => monitor.serve(channel),
+        Err(error) => launch::fail(&mut channel, &error),
+    }
+}
