@@ -118,7 +118,11 @@ impl<'t> Reader<'t> {
                 Ok(0) => return Err(self.changed(index)),
                 Ok(got) => done += got,
                 Err(Errno::INTR) => {}
-                Err(errno) => return Err(self.tree.error("read", index, errno)),
+                Err(errno) => {
+                    // What was a file may be something that can't be read like one by now.
+                    self.unchanged(index, &file)?;
+                    return Err(self.tree.error("read", index, errno));
+                }
             }
         }
         self.unchanged(index, &file)
