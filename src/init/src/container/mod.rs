@@ -1,0 +1,241 @@
+//! From a copy of init to the container's first process, in the order that makes each step possible.
+//!
+//! ```text
+//!   init ─ unshare(PID), fork ─┐
+//!                              ├ namespaces: mount, IPC, UTS, cgroup
+//!                              ├ host name, sysctls, OOM score           needs init's /proc
+//!                              ├ mounts, devices, files, masks           the root is still a directory
+//!                              ├ pivot_root                              from here on / is the container's
+//!                              ├ descriptors 0–2, session, terminal
+//!                              ├ working directory, limits, user
+//!                              ├ the program found ──► Ready
+//!                              └ go ──► execve
+//! ```
+
+mod copyup;
+mod devices;
+mod limits;
+mod mounts;
+mod program;
+mod root;
+pub mod terminal;
+mod user;
+
+use crate::cgroup::Cgroup;
+use crate::failure::{Context as _, Failure, Result};
+use crate::link::Link;
+use crate::sys;
+use program::Program;
+use root::Root;
+use rustix::fs::Mode;
+use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags, mount_change, unmount};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+use std::fs;
+use std::os::fd::{AsFd as _, OwnedFd};
+use terminal::Terminal;
+use workload::{Environment, Workload};
+
+/// What the container's first process is made from.
+pub struct Container<'a> {
+    /// What runs.
+    pub workload: &'a Workload,
+    /// The engine's values for this run, checked.
+    pub environment: &'a Environment,
+    /// The root directory, a mount point in the current mount namespace.
+    pub root: &'a str,
+    /// An empty directory for the injected files' mount.
+    pub files: &'a str,
+    /// The control group, if there is one.
+    pub cgroup: Option<&'a Cgroup>,
+}
+
+/// The workload's standard streams.
+pub enum Stdio {
+    /// Ends of pipes: input, output, error.
+    Pipes([OwnedFd; 3]),
+    /// A terminal, made on the way.
+    Terminal,
+}
+
+impl Container<'_> {
+    /// Runs in the child: becomes the workload, or reports why not and ends.
+    pub fn run(&self, stdio: Stdio, link: &Link) -> ! {
+        let failure = match self.prepare(stdio, link) {
+            Ok(Some(program)) => program.execute(),
+            Ok(None) => sys::exit_now(0),
+            Err(failure) => failure,
+        };
+        link.failed(&failure);
+        sys::exit_now(127)
+    }
+
+    /// Everything up to the start; `None` if there is to be none.
+    fn prepare(&self, stdio: Stdio, link: &Link) -> Result<Option<Program>> {
+        let process = &self.workload.process;
+        sys::reset_signals();
+        rustix::process::umask(Mode::empty());
+        self.enter_namespaces()?;
+        self.set_kernel_values()?;
+        let root = Root::open(self.root)?;
+        let terminal = self.furnish(&root, &stdio)?;
+        // The working directory is made while nothing can be in the way of writing.
+        root.directory(&process.cwd)
+            .map_err(|failure| Failure::other(format!("process.cwd: {failure}")))?;
+        if self.workload.readonly_root {
+            sys::set_mount_attributes(&root, MountAttrFlags::MOUNT_ATTR_RDONLY.bits().into(), false)
+                .context(|| "make the root read-only".into())?;
+        }
+        pivot(&root)?;
+        let master = take_streams(stdio, terminal)?;
+        rustix::process::chdir(&*process.cwd).context(|| format!("chdir `{}`", process.cwd))?;
+        limits::apply(&process.rlimits)?;
+        let passwd = fs::read("/etc/passwd").unwrap_or_default();
+        user::become_user(&process.user, process.capabilities.as_ref())?;
+        let program = Program::find(process, &String::from_utf8_lossy(&passwd))?;
+        if process.no_new_privileges {
+            rustix::thread::set_no_new_privs(true).context(|| "set no_new_privs".into())?;
+        }
+        sys::close_on_exec_from(3).context(|| "mark descriptors".into())?;
+        link.ready(master.as_ref().map(OwnedFd::as_fd))?;
+        drop(master);
+        Ok(link.wait_for_go()?.then_some(program))
+    }
+
+    fn enter_namespaces(&self) -> Result<()> {
+        if let Some(cgroup) = self.cgroup {
+            // Before the namespace, whose root is then this group.
+            cgroup.enter()?;
+        }
+        let namespaces =
+            UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWCGROUP;
+        // SAFETY: none of the flags makes descriptors private to a thread, which is what is unsafe about the call.
+        unsafe { unshare_unsafe(namespaces) }.context(|| "make the container's namespaces".into())?;
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+            .context(|| "make mounts private".into())
+    }
+
+    /// Values that belong to the new namespaces or to this process, through init's `/proc`.
+    fn set_kernel_values(&self) -> Result<()> {
+        if let Some(name) = &self.environment.hostname {
+            rustix::system::sethostname(name.as_bytes()).context(|| format!("hostname {name:?}"))?;
+        }
+        if let Some(name) = &self.environment.domainname {
+            rustix::system::setdomainname(name.as_bytes()).context(|| format!("domainname {name:?}"))?;
+        }
+        for (key, value) in &self.workload.sysctl {
+            let path = sysctl_path(key)
+                .ok_or_else(|| Failure::other(format!("linux.sysctl: {key:?} is no name of a setting")))?;
+            fs::write(&path, value).context(|| format!("linux.sysctl: set {key} to {value:?}"))?;
+        }
+        let score = self.workload.process.oom_score_adj.unwrap_or(0);
+        fs::write("/proc/self/oom_score_adj", score.to_string())
+            .context(|| format!("process.oomScoreAdj: set to {score}"))
+    }
+
+    /// Puts everything into the root that is not in the image.
+    fn furnish(&self, root: &Root, stdio: &Stdio) -> Result<Option<Terminal>> {
+        for mount in &self.workload.mounts {
+            mounts::mount(root, mount)?;
+        }
+        devices::make(root)?;
+        let terminal = match stdio {
+            Stdio::Pipes(_) => None,
+            Stdio::Terminal => Some(self.open_terminal(root)?),
+        };
+        mounts::inject(root, self.files, &self.environment.files)?;
+        for path in &self.workload.masked_paths {
+            mounts::mask(root, path)?;
+        }
+        for path in &self.workload.readonly_paths {
+            mounts::make_readonly(root, path)?;
+        }
+        Ok(terminal)
+    }
+
+    fn open_terminal(&self, root: &Root) -> Result<Terminal> {
+        let terminal = Terminal::open(root, self.workload.process.user.uid)?;
+        terminal.bind_console(root)?;
+        if let Some((rows, columns)) = self.environment.console_size {
+            terminal::resize(&terminal.master, rows, columns).context(|| "set the terminal's size".into())?;
+        }
+        Ok(terminal)
+    }
+}
+
+/// Makes the root the root, and forgets all else.
+fn pivot(root: &Root) -> Result<()> {
+    let steps = || -> rustix::io::Result<()> {
+        rustix::process::fchdir(root)?;
+        // Old and new on the same place, then the old, which is on top, off (pivot_root(2)).
+        rustix::process::pivot_root(".", ".")?;
+        unmount(".", UnmountFlags::DETACH)?;
+        rustix::process::chdir("/")
+    };
+    steps().context(|| "pivot_root".into())
+}
+
+/// Makes pipes or terminal the descriptors 0 to 2, in a session of their own; returns a terminal's master.
+fn take_streams(stdio: Stdio, terminal: Option<Terminal>) -> Result<Option<OwnedFd>> {
+    rustix::process::setsid().context(|| "make a session".into())?;
+    let (streams, master) = match (stdio, terminal) {
+        (Stdio::Pipes(pipes), _) => (pipes, None),
+        (Stdio::Terminal, Some(Terminal { master, slave })) => {
+            rustix::process::ioctl_tiocsctty(&slave).context(|| "take the terminal".into())?;
+            let copy = || slave.try_clone().context(|| "copy the terminal".into());
+            ([copy()?, copy()?, slave], Some(master))
+        }
+        (Stdio::Terminal, None) => return Err(Failure::other("there is no terminal")),
+    };
+    let [input, output, error] = &streams;
+    let dup = || {
+        rustix::stdio::dup2_stdin(input)?;
+        rustix::stdio::dup2_stdout(output)?;
+        rustix::stdio::dup2_stderr(error)
+    };
+    dup().context(|| "set standard streams".into())?;
+    Ok(master)
+}
+
+/// File of a sysctl, by the rules of sysctl(8): dots separate, unless a slash comes first.
+fn sysctl_path(key: &str) -> Option<String> {
+    let slashes_separate = key
+        .find(['.', '/'])
+        .is_some_and(|at| key.as_bytes().get(at) == Some(&b'/'));
+    let path: String = key
+        .chars()
+        .map(|c| match c {
+            '.' if !slashes_separate => '/',
+            '/' if !slashes_separate => '.',
+            other => other,
+        })
+        .collect();
+    let sound = path
+        .split('/')
+        .all(|part| !part.is_empty() && part != "." && part != "..");
+    (sound && !path.contains('\0')).then(|| format!("/proc/sys/{path}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sysctl_names_become_files_below_proc_sys() {
+        let file = |key| sysctl_path(key);
+        assert_eq!(
+            file("net.ipv4.ip_forward").unwrap(),
+            "/proc/sys/net/ipv4/ip_forward"
+        );
+        assert_eq!(
+            file("net.ipv4.conf.eth0/1.rp_filter").unwrap(),
+            "/proc/sys/net/ipv4/conf/eth0.1/rp_filter"
+        );
+        assert_eq!(
+            file("net/ipv4/conf/eth0.1/rp_filter").unwrap(),
+            "/proc/sys/net/ipv4/conf/eth0.1/rp_filter"
+        );
+        for bad in ["", ".", "../x", "a/../../x", "kernel..x", "/etc/passwd"] {
+            assert_eq!(file(bad), None, "{bad}");
+        }
+    }
+}

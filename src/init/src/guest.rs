@@ -1,0 +1,193 @@
+//! PID 1's own story: surroundings, control stream, container, end.
+//!
+//! ```text
+//!   world ─► Hello ─► Setup ─► layers ─► scratch ─► overlay ─► process ─► Ready ─► session ─► Exited ─► reset
+//! ```
+
+use crate::cgroup::Cgroup;
+use crate::container::Container;
+use crate::control::Control;
+use crate::dm::Mapper;
+use crate::failure::{Context as _, Failure, Result};
+use crate::process::Process;
+use crate::session::{Session, Sockets};
+use crate::{kmsg, layers, scratch, sys, world};
+use rustix::event::{Timespec, poll};
+use rustix::time::{ClockId, clock_gettime, clock_settime};
+use std::path::Path;
+use std::time::{Duration, Instant};
+use workload::protocol::{CONTROL, HOST_CID, Outcome, Request, Setup, ToGuest, ToHost, VERSION, stdio};
+use workload::{Environment, Workload};
+
+/// How far the guest's clock may be from the host's before it is set.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(5);
+/// How long the host may take to end the guest once nothing is left to do.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// Runs the guest to its end. An error is one that could not be told to the host.
+pub fn run() -> Result<()> {
+    let kernel_ms = since_boot().as_millis();
+    world::make()?;
+    let socket = sys::vsock_connect(HOST_CID, CONTROL).context(|| "connect to the host".into())?;
+    let mut control = Control::new(socket);
+    control.send(&ToHost::Hello {
+        version: VERSION,
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        kernel_ms: u64::try_from(kernel_ms).unwrap_or(u64::MAX),
+    })?;
+    let ToGuest { id, request } = control.wait_for_request()?;
+    let Request::Setup(setup) = request else {
+        control.reply(id, Failure::other("the first request must be the set-up").into())?;
+        return farewell(control);
+    };
+    let mut phases = Phases::new(setup.debug);
+    match set_up(*setup, &mut phases) {
+        Ok(prepared) => {
+            control.reply(id, Outcome::Ready { phases: phases.done })?;
+            let Prepared {
+                process,
+                streams,
+                sockets,
+                cgroup,
+            } = prepared;
+            let session = Session::new(control, process, streams, sockets, Some(cgroup))?;
+            farewell(session.run()?)
+        }
+        Err(failure) => {
+            kmsg::error(&failure.message);
+            control.reply(id, failure.into())?;
+            farewell(control)
+        }
+    }
+}
+
+/// A container short of its start.
+struct Prepared {
+    process: Process,
+    streams: crate::process::Streams,
+    sockets: Sockets,
+    cgroup: Cgroup,
+}
+
+fn set_up(setup: Setup, phases: &mut Phases) -> Result<Prepared> {
+    let Setup {
+        workload,
+        environment,
+        keys,
+        unix_time_ns,
+        ..
+    } = setup;
+    let workload = Workload::from_bytes(&workload.0).map_err(|error| Failure::other(error.to_string()))?;
+    environment.check().map_err(Failure::other)?;
+    set_clock(Duration::from_nanos(unix_time_ns))?;
+    let mapper = Mapper::open()?;
+    let devices = layers::activate(&mapper, &workload.layers, &keys)?;
+    // Wiped: the kernel has them now, and the workload's process starts as a copy of this one.
+    drop(keys);
+    phases.end("crypt");
+    let lower = layers::mount(&devices)?;
+    phases.end("mount");
+    scratch::make(&mapper, &workload.scratch, workload.layers.len())?;
+    scratch::overlay(&lower)?;
+    phases.end("scratch");
+    let sockets = open_streams(workload.process.terminal)?;
+    let prepared = prepare_process(&workload, &environment, sockets)?;
+    phases.end("process");
+    Ok(prepared)
+}
+
+fn prepare_process(workload: &Workload, environment: &Environment, sockets: Sockets) -> Result<Prepared> {
+    sys::interface_up("lo").context(|| "bring up the loopback interface".into())?;
+    let cgroup = Cgroup::make(Path::new(world::CGROUP), "container")?;
+    let container = Container {
+        workload,
+        environment,
+        root: world::ROOT,
+        files: world::FILES,
+        cgroup: Some(&cgroup),
+    };
+    let (process, streams) = Process::prepare(&container)?;
+    Ok(Prepared {
+        process,
+        streams,
+        sockets,
+        cgroup,
+    })
+}
+
+fn open_streams(terminal: bool) -> Result<Sockets> {
+    let streams = if terminal { 0..=0 } else { 0..=2 };
+    streams
+        .map(|stream| {
+            sys::vsock_connect(HOST_CID, stdio(0, stream))
+                .context(|| format!("connect standard stream {stream}"))
+        })
+        .collect()
+}
+
+/// Sets the clock if it is far off: a guest without kvmclock starts in 1970.
+fn set_clock(host: Duration) -> Result<()> {
+    let now = clock_gettime(ClockId::Realtime);
+    let now = Duration::from_secs(u64::try_from(now.tv_sec).unwrap_or(0));
+    if host.abs_diff(now) <= CLOCK_TOLERANCE {
+        return Ok(());
+    }
+    let time = Timespec {
+        tv_sec: i64::try_from(host.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: host.subsec_nanos().into(),
+    };
+    clock_settime(ClockId::Realtime, time).context(|| "set the clock".into())
+}
+
+/// Waits until the host has heard everything and ends the guest, or has had time enough to.
+fn farewell(mut control: Control) -> Result<()> {
+    control.set_nonblocking()?;
+    let deadline = Instant::now() + FAREWELL;
+    while let Some(left) = deadline.checked_duration_since(Instant::now()) {
+        let timeout = Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(0),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        // Interrupted or not, the deadline decides.
+        let _ = poll(&mut [control.interest()], Some(&timeout));
+        if control.flush().is_err() || control.receive().is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn since_boot() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    // Neither is ever negative.
+    Duration::new(
+        u64::try_from(now.tv_sec).unwrap_or(0),
+        u32::try_from(now.tv_nsec).unwrap_or(0),
+    )
+}
+
+/// Where the milliseconds go.
+struct Phases {
+    started: Instant,
+    log: bool,
+    done: Vec<(String, u64)>,
+}
+
+impl Phases {
+    fn new(log: bool) -> Self {
+        Self {
+            started: Instant::now(),
+            log,
+            done: Vec::new(),
+        }
+    }
+
+    fn end(&mut self, name: &str) {
+        let milliseconds = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        if self.log {
+            kmsg::info(&format!("{name}: {milliseconds} ms"));
+        }
+        self.done.push((name.to_owned(), milliseconds));
+        self.started = Instant::now();
+    }
+}

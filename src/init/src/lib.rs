@@ -1,0 +1,33 @@
+//! PID 1 of the guest: takes a Workload from the host and makes a running container of it.
+//!
+//! | module | its job |
+//! |---|---|
+//! | `guest` | the whole story, in order |
+//! | `world` | init's own mounts |
+//! | `control` | the stream to the host |
+//! | `dm`, `layers`, `scratch` | disks: encrypted, verified, mounted, written over |
+//! | `mount` | mounting by descriptor |
+//! | `container` | the child's side: namespaces, mounts, devices, user, program |
+//! | `process`, `link`, `cgroup` | the parent's side: the child, what it reports, its group |
+//! | `session`, `pump` | the event loop and the bytes that go through it |
+//! | `sys` | system calls that rustix does not have |
+//!
+//! The host is not trusted: what it sends is parsed once, by the `workload` crate, and nothing it says makes init
+//! panic. Every failure reaches it as one sentence; what can't reach it goes to the kernel log, and the guest resets.
+
+mod cgroup;
+mod container;
+mod control;
+mod dm;
+mod failure;
+pub mod guest;
+pub mod kmsg;
+mod layers;
+mod link;
+mod mount;
+mod process;
+mod pump;
+mod scratch;
+mod session;
+mod sys;
+mod world;

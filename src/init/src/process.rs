@@ -1,0 +1,128 @@
+//! The container's first process, seen from init.
+
+use crate::container::{Container, Stdio, terminal};
+use crate::failure::{Context as _, Failure, Result};
+use crate::link::{Link, Report};
+use crate::sys::{self, Fork};
+use rustix::fs::{Uid, fchown};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use workload::protocol::Status;
+
+/// A process that waits for the start, runs, or has ended and not been asked for its status.
+pub struct Process {
+    /// Readable once the process has ended.
+    pidfd: OwnedFd,
+    /// To and from it until `execve`.
+    pub link: Link,
+}
+
+/// Init's ends of the workload's standard streams.
+pub enum Streams {
+    /// Three pipes.
+    Pipes {
+        /// Writes to descriptor 0.
+        input: OwnedFd,
+        /// Reads from descriptor 1.
+        output: OwnedFd,
+        /// Reads from descriptor 2.
+        error: OwnedFd,
+    },
+    /// A terminal.
+    Terminal {
+        /// Both ways.
+        master: OwnedFd,
+        /// Held so that the terminal outlives a workload that closes it for a moment.
+        slave: OwnedFd,
+    },
+}
+
+impl Process {
+    /// Makes the container and its first process, up to the start.
+    pub fn prepare(container: &Container<'_>) -> Result<(Self, Streams)> {
+        let (ours, theirs) = if container.workload.process.terminal {
+            (None, Stdio::Terminal)
+        } else {
+            let (ours, theirs) = pipes(container.workload.process.user.uid)?;
+            (Some(ours), Stdio::Pipes(theirs))
+        };
+        let (link, their_link) = Link::pair()?;
+        // SAFETY: the flag makes no descriptors private to a thread, which is what is unsafe about the call.
+        unsafe { unshare_unsafe(UnshareFlags::NEWPID) }.context(|| "make the PID namespace".into())?;
+        let pidfd = match sys::fork().context(|| "fork".into())? {
+            Fork::Child => {
+                drop((link, ours));
+                container.run(theirs, &their_link)
+            }
+            Fork::Parent(pidfd) => pidfd,
+        };
+        drop((their_link, theirs));
+        let process = Self { pidfd, link };
+        let terminal = match process.link.report()? {
+            Report::Ready(terminal) => terminal,
+            Report::Failed(failure) => return Err(process.abandon(failure)),
+            Report::Closed => {
+                return Err(
+                    process.abandon(Failure::other("the container's process died while it was set up"))
+                );
+            }
+        };
+        let streams = match (ours, terminal) {
+            (Some(pipes), _) => pipes,
+            (None, Some(master)) => Streams::Terminal {
+                slave: terminal::open_slave(&master)?,
+                master,
+            },
+            (None, None) => {
+                return Err(process.abandon(Failure::other("the container's process made no terminal")));
+            }
+        };
+        Ok((process, streams))
+    }
+
+    /// Collects a process that came to nothing.
+    fn abandon(&self, failure: Failure) -> Failure {
+        // It has ended or is about to; were it not, the guest's end would be its end.
+        let _ = sys::pidfd_signal(&self.pidfd, libc::SIGKILL);
+        let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+        failure
+    }
+
+    /// How it ended, if it has; collects it.
+    pub fn status(&self) -> io::Result<Option<Status>> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let Some(status) = waitid(WaitId::PidFd(self.pidfd.as_fd()), options)? else {
+            return Ok(None);
+        };
+        // Both numbers are below 256 by the kernel's own encoding.
+        let byte = |number: Option<i32>| number.and_then(|number| u8::try_from(number & 0xff).ok());
+        Ok(byte(status.exit_status())
+            .map(|code| Status::Code { code })
+            .or_else(|| byte(status.terminating_signal()).map(|signal| Status::Signal { signal })))
+    }
+
+    /// Sends it a signal by number.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        sys::pidfd_signal(&self.pidfd, signal)
+    }
+
+    /// Readable once the process has ended.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+/// Pipes that belong to the workload's user, since programs reopen them by name (`/dev/stdout`).
+fn pipes(uid: u32) -> Result<(Streams, [OwnedFd; 3])> {
+    let pipe = || {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+        fchown(&read, Some(Uid::from_raw(uid)), None)?;
+        Ok::<_, rustix::io::Errno>((read, write))
+    };
+    let pipe = || pipe().context(|| "make a pipe".into());
+    let ((stdin, input), (output, stdout), (error, stderr)) = (pipe()?, pipe()?, pipe()?);
+    Ok((Streams::Pipes { input, output, error }, [stdin, stdout, stderr]))
+}

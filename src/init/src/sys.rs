@@ -1,0 +1,212 @@
+//! System calls that rustix does not have, behind safe functions. With [`crate::dm`]'s one ioctl, this is all the
+//! unsafe code of the crate.
+
+use rustix::io::Errno;
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+/// Result of a system call, as an `io::Error`.
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// Sets `MOUNT_ATTR_*` bits on a mount (mount_setattr(2)), and on those below it if `recursive`.
+pub fn set_mount_attributes(mount: impl AsFd, set: u64, recursive: bool) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: set,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a NUL-terminated literal and the structure lives across the call with its own size.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    check(result).map(drop)
+}
+
+/// Starts swapping to a device (swapon(2)).
+pub fn swap_on(device: &CStr, flags: i32) -> io::Result<()> {
+    // SAFETY: the path is NUL-terminated; the call touches no memory of ours.
+    check(unsafe { libc::swapon(device.as_ptr(), flags) }.into()).map(drop)
+}
+
+/// Which side of a [`fork`] this is.
+pub enum Fork {
+    /// The new process.
+    Child,
+    /// The old one, with a pidfd of the new.
+    Parent(OwnedFd),
+}
+
+/// Makes a copy of this process. Only called while it has a single thread (or, in tests, with a child that stays within
+/// what the C library keeps usable in it).
+pub fn fork() -> io::Result<Fork> {
+    // SAFETY: see above; the C library's fork leaves its allocator usable in the child.
+    let pid = check(unsafe { libc::fork() }.into())?;
+    let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) else {
+        return Ok(Fork::Child);
+    };
+    Ok(Fork::Parent(rustix::process::pidfd_open(
+        pid,
+        rustix::process::PidfdFlags::empty(),
+    )?))
+}
+
+/// Ends this process at once: nothing of the parent's copied state runs.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: does not return and runs no handler.
+    unsafe { libc::_exit(code) }
+}
+
+/// Sends a signal by number, real-time ones too.
+pub fn pidfd_signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_fd().as_raw_fd(),
+            signal,
+            0usize,
+            0u32,
+        )
+    };
+    check(result).map(drop)
+}
+
+/// Sends a signal by number to a process of our PID namespace.
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::kill(pid, signal) }.into()).map(drop)
+}
+
+/// All signals back to their default action and unblocked, as a program expects to find them.
+pub fn reset_signals() {
+    for signal in 1..=64 {
+        // SAFETY: only the default action is installed. SIGKILL, SIGSTOP and the C library's own refuse; they need none.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: the set is initialised by sigemptyset before use.
+    unsafe {
+        let mut none = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+/// Marks every descriptor from `first` on to be closed by `execve`.
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    check(result).map(drop)
+}
+
+/// Replaces this process by a program. Returns only if that fails.
+pub fn execute(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
+    let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
+        list.iter()
+            .map(|text| text.as_ptr())
+            .chain([std::ptr::null()])
+            .collect()
+    };
+    let (args, env) = (pointers(args), pointers(env));
+    // SAFETY: path is NUL-terminated, both arrays are NULL-terminated, and what they point to outlives the call.
+    unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Sets one resource limit of this process by its kernel number.
+pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+    let limit = libc::rlimit64 {
+        rlim_cur: soft,
+        rlim_max: hard,
+    };
+    // SAFETY: the structure lives across the call; the old value is not asked for.
+    check(unsafe { libc::prlimit64(0, resource, &raw const limit, std::ptr::null_mut()) }.into()).map(drop)
+}
+
+/// Bytes of a socket that its device (AF_VSOCK) or peer (AF_UNIX) has not taken yet (`SIOCOUTQ`).
+pub fn unsent_bytes(socket: impl AsFd) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one int.
+    check(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) }.into())?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+/// Brings a network interface up.
+pub fn interface_up(name: &str) -> io::Result<()> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    // SAFETY: all-zero bytes are a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(Errno::NODEV.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    // SAFETY: the request outlives both calls, its name is NUL-terminated, and the union member is the one that these
+    // two requests use.
+    unsafe {
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request).into())?;
+        request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request).into()).map(drop)
+    }
+}
+
+/// Connects a stream socket to a port of the host.
+pub fn vsock_connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is passed.
+    let raw =
+        check(unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) }.into())?;
+    // SAFETY: a descriptor fresh from the kernel, owned by nobody else; it fits an int.
+    let socket = unsafe { OwnedFd::from_raw_fd(raw as i32) };
+    // The default of two seconds is too short on a host under load.
+    let timeout = libc::timeval {
+        tv_sec: 30,
+        tv_usec: 0,
+    };
+    const SO_VM_SOCKETS_CONNECT_TIMEOUT: libc::c_int = 6;
+    let address = libc::sockaddr_vm {
+        svm_family: libc::AF_VSOCK as libc::sa_family_t,
+        svm_reserved1: 0,
+        svm_port: port,
+        svm_cid: cid,
+        svm_zero: [0; 4],
+    };
+    // SAFETY: both structures outlive their calls and are passed with their own sizes.
+    unsafe {
+        check(
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::AF_VSOCK,
+                SO_VM_SOCKETS_CONNECT_TIMEOUT,
+                (&raw const timeout).cast(),
+                size_of::<libc::timeval>() as libc::socklen_t,
+            )
+            .into(),
+        )?;
+        check(
+            libc::connect(
+                socket.as_raw_fd(),
+                (&raw const address).cast(),
+                size_of::<libc::sockaddr_vm>() as libc::socklen_t,
+            )
+            .into(),
+        )?;
+    }
+    Ok(socket)
+}
