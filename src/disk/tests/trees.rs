@@ -47,7 +47,7 @@ fn one_of_everything() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
     #[test]
     fn random_trees(steps in source::steps(40)) {
@@ -55,6 +55,10 @@ proptest! {
         source::make(tree.path(), &steps);
         round_trip(tree.path());
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10, ..ProptestConfig::default() })]
 
     /// The same plaintext, hence the same root hash, from any number of threads and from a copy elsewhere.
     #[test]
