@@ -312,3 +312,7 @@ fn is_readable(fd: &impl std::os::fd::AsFd) -> Result<bool> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "session_test.rs"]
+mod tests;
