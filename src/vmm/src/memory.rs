@@ -4,6 +4,8 @@
 //! writes go through `vm-memory`'s volatile accessors, and what is checked is a private copy.
 
 use std::io;
+use std::ops::Deref;
+use std::ptr;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
@@ -16,6 +18,9 @@ use crate::layout::{ABOVE_4G, LOW_RAM_MAX};
 
 /// The guest's RAM as seen from the VMM.
 pub type GuestMemory = GuestMemoryMmap<()>;
+
+/// Size of a huge page, in bytes.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// The least guest RAM with which a guest boots, in MiB.
 pub const MIN_MEMORY_MIB: u64 = 64;
@@ -37,8 +42,11 @@ pub enum Error {
         /// The size asked for, in MiB.
         mib: u64,
         /// What the mapping failed with.
-        source: MmapRegionError,
+        source: io::Error,
     },
+    /// The mapping is not one that guest memory can be made of.
+    #[error("guest memory can't be made of the reserved address space")]
+    Region(#[source] MmapRegionError),
     /// The host refuses advice about the memory.
     #[error("can't set the paging policy of guest memory")]
     Advise(#[source] io::Error),
@@ -64,39 +72,128 @@ pub fn ranges(bytes: u64) -> Vec<(u64, u64)> {
     }
 }
 
+/// Guest RAM and the mappings that it consists of.
+#[derive(Debug)]
+pub struct Ram {
+    // Dropped before the mappings that it points to.
+    memory: GuestMemory,
+    _mappings: Vec<Mapping>,
+}
+
+impl Deref for Ram {
+    type Target = GuestMemory;
+
+    fn deref(&self) -> &GuestMemory {
+        &self.memory
+    }
+}
+
 /// Reserves `mib` MiB of guest RAM. Pages come into being when they are touched, as huge pages where the host has them.
-pub fn allocate(mib: u64) -> Result<GuestMemory, Error> {
+pub fn allocate(mib: u64) -> Result<Ram, Error> {
     match mib {
         ..MIN_MEMORY_MIB => return Err(Error::TooSmall(mib)),
         MIN_MEMORY_MIB..=MAX_MEMORY_MIB => {}
         _ => return Err(Error::TooLarge(mib)),
     }
-    let mut regions = Vec::new();
+    let (mut regions, mut mappings) = (Vec::new(), Vec::new());
     for (gpa, bytes) in ranges(mib << 20) {
-        // Anonymous, private and without swap reservation. Lengths are below 2^40, so they fit a usize.
-        let mapping = MmapRegion::new(bytes as usize).map_err(|source| Error::Map { mib, source })?;
-        advise(&mapping)?;
-        let region = GuestRegionMmap::new(mapping, GuestAddress(gpa)).ok_or(Error::TooLarge(mib))?;
+        // Below 2^40, so it fits a usize.
+        let mapping = Mapping::new(bytes as usize).map_err(|source| Error::Map { mib, source })?;
+        mapping.advise().map_err(Error::Advise)?;
+        let region =
+            GuestRegionMmap::new(mapping.region()?, GuestAddress(gpa)).ok_or(Error::TooLarge(mib))?;
         regions.push(region);
+        mappings.push(mapping);
     }
-    GuestMemory::from_regions(regions).map_err(Error::Layout)
+    let memory = GuestMemory::from_regions(regions).map_err(Error::Layout)?;
+    Ok(Ram {
+        memory,
+        _mappings: mappings,
+    })
 }
 
-/// Huge pages make a guest's page faults 512 times rarer; a core dump of ours must not hold the guest's secrets.
-fn advise(mapping: &MmapRegion) -> Result<(), Error> {
-    for advice in [libc::MADV_HUGEPAGE, libc::MADV_DONTDUMP] {
-        // SAFETY: the range is exactly one mapping that `mapping` owns; neither advice changes its contents.
-        let result = unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), advice) };
-        if result == 0 {
-            continue;
+/// Anonymous memory that starts at a huge page's boundary. Only where host and guest addresses agree on those boundaries can KVM
+/// map huge pages, which makes a guest's page faults 512 times rarer.
+#[derive(Debug)]
+struct Mapping {
+    start: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: the mapping belongs to no thread; `start` is used for unmapping only, by the one owner.
+unsafe impl Send for Mapping {}
+// SAFETY: a shared reference gives access to the two numbers, not to what they point to.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(bytes: usize) -> io::Result<Mapping> {
+        let reserved = bytes + HUGE_PAGE;
+        let (protection, flags) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        );
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let base = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                reserved,
+                protection,
+                flags | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
         }
-        let error = io::Error::last_os_error();
-        // A host kernel without transparent huge pages answers EINVAL. That costs speed, nothing else.
-        if !(advice == libc::MADV_HUGEPAGE && error.raw_os_error() == Some(libc::EINVAL)) {
-            return Err(Error::Advise(error));
-        }
+        let base = base.cast::<u8>();
+        let head = base.align_offset(HUGE_PAGE);
+        let start = base.wrapping_add(head);
+        unmap(base, head);
+        unmap(start.wrapping_add(bytes), HUGE_PAGE - head);
+        Ok(Mapping { start, bytes })
     }
-    Ok(())
+
+    /// The mapping as a region for `vm-memory`, which does not own it.
+    fn region(&self) -> Result<MmapRegion, Error> {
+        let (protection, flags) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        );
+        // SAFETY: the range is mapped with these flags for as long as `self`, and `Ram` keeps `self` longer than the region.
+        unsafe { MmapRegion::build_raw(self.start, self.bytes, protection, flags) }.map_err(Error::Region)
+    }
+
+    /// Asks for huge pages, and keeps the guest's secrets out of core dumps of ours.
+    fn advise(&self) -> io::Result<()> {
+        for advice in [libc::MADV_HUGEPAGE, libc::MADV_DONTDUMP] {
+            // SAFETY: the range is ours; neither advice changes its contents.
+            let result = unsafe { libc::madvise(self.start.cast(), self.bytes, advice) };
+            if result == 0 {
+                continue;
+            }
+            let error = io::Error::last_os_error();
+            // A host kernel without transparent huge pages answers EINVAL. That costs speed, nothing else.
+            if !(advice == libc::MADV_HUGEPAGE && error.raw_os_error() == Some(libc::EINVAL)) {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        unmap(self.start, self.bytes);
+    }
+}
+
+/// Unmaps a range of pages that this module has mapped and that nothing refers to any more.
+fn unmap(start: *mut u8, bytes: usize) {
+    if bytes > 0 {
+        // SAFETY: as said above; the callers are `Mapping`'s constructor, for what it cuts off, and its destructor.
+        unsafe { libc::munmap(start.cast(), bytes) };
+    }
 }
 
 /// Gives the memory to the VM.
@@ -142,6 +239,13 @@ mod tests {
         assert!(matches!(allocate(MIN_MEMORY_MIB - 1), Err(Error::TooSmall(63))));
         assert!(matches!(allocate(0), Err(Error::TooSmall(0))));
         assert!(matches!(allocate(u64::MAX), Err(Error::TooLarge(u64::MAX))));
+    }
+
+    #[test]
+    fn every_region_starts_at_a_huge_page() {
+        for region in allocate(4096).unwrap().iter() {
+            assert!((region.as_ptr() as usize).is_multiple_of(HUGE_PAGE));
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::layout;
-use crate::memory::{self, GuestMemory};
+use crate::memory::{self, Ram};
 use crate::vcpu::{self, Control};
 use crate::vm::KVM_API_VERSION;
 
@@ -228,7 +228,7 @@ struct Guest {
     sender: mpsc::Sender<Report>,
     // Dropped after the vCPU, in this order.
     _vm: kvm_ioctls::VmFd,
-    memory: GuestMemory,
+    memory: Ram,
 }
 
 impl Guest {

@@ -16,7 +16,7 @@ use crate::bus::Bus;
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::layout;
-use crate::memory::{self, GuestMemory};
+use crate::memory::{self, Ram};
 use crate::serial::Serial;
 use crate::vcpu::{self, Control, Vcpu};
 use crate::virtio::block::{self, Block};
@@ -94,7 +94,7 @@ pub struct Vm {
     outboxes: Vec<Outbox>,
     disks: Vec<Pending<Block, EventFd>>,
     vsock: Pending<Vsock, Wakes>,
-    memory: Arc<GuestMemory>,
+    memory: Arc<Ram>,
 }
 
 impl Vm {
@@ -234,7 +234,7 @@ pub struct Running {
     threads: Vec<JoinHandle<()>>,
     // Dropped last, in this order.
     _kvm_vm: VmFd,
-    _memory: Arc<GuestMemory>,
+    _memory: Arc<Ram>,
 }
 
 impl Running {
@@ -385,7 +385,7 @@ fn timed<T>(phase: &'static str, run: impl FnOnce() -> Result<T, Error>) -> Resu
 /// Gives devices their places, lines and notifications.
 struct DeviceBuilder<'a> {
     kvm_vm: &'a VmFd,
-    memory: &'a Arc<GuestMemory>,
+    memory: &'a Arc<Ram>,
     transports: Vec<Transport>,
     outboxes: Vec<Outbox>,
 }

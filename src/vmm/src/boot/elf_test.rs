@@ -33,7 +33,7 @@ fn segment(file: &mut [u8], index: usize, offset: u64, address: u64, in_file: u6
     }
 }
 
-fn try_load(bytes: &[u8]) -> (GuestMemory, Result<Image, Error>) {
+fn try_load(bytes: &[u8]) -> (memory::Ram, Result<Image, Error>) {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
     let memory = allocate(64).unwrap();

@@ -161,10 +161,10 @@ mod tests {
         };
         for id in 0..4 {
             let table = for_vcpu(&supported(), shape, id);
-            assert_eq!(find(&table, 1, 0).ebx >> 24, id.into());
-            assert_eq!(find(&table, 0xb, 0).edx, id.into());
-            assert_eq!(find(&table, 0xb, 1).edx, id.into());
-            assert_eq!(find(&table, 0x8000_001e, 0).eax, id.into());
+            assert_eq!(find(&table, 1, 0).ebx >> 24, u32::from(id));
+            assert_eq!(find(&table, 0xb, 0).edx, u32::from(id));
+            assert_eq!(find(&table, 0xb, 1).edx, u32::from(id));
+            assert_eq!(find(&table, 0x8000_001e, 0).eax, u32::from(id));
         }
     }
 

@@ -21,7 +21,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::queue::{self, Chain, Queue};
 use super::{COMMON_FEATURES, Command, Description, Inbox, Interrupt};
 use crate::config::{Access, Disk};
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, Ram};
 
 /// The unit of the protocol, in bytes, whatever the block size is.
 const SECTOR: u64 = 512;
@@ -174,7 +174,7 @@ impl Block {
         inbox: Inbox,
         wake: EventFd,
         interrupt: Interrupt,
-        memory: Arc<GuestMemory>,
+        memory: Arc<Ram>,
     ) -> io::Result<JoinHandle<()>> {
         let worker = Worker {
             block: self,
@@ -365,7 +365,7 @@ struct Worker {
     name: String,
     wake: EventFd,
     interrupt: Interrupt,
-    memory: Arc<GuestMemory>,
+    memory: Arc<Ram>,
     /// While the driver runs the device.
     queue: Option<Queue>,
 }

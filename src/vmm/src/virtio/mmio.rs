@@ -15,7 +15,7 @@ use virtio_queue::{Queue as Ring, QueueT};
 
 use super::queue::Queue;
 use super::{Command, Description, F_EVENT_IDX, F_VERSION_1, Interrupt, Outbox};
-use crate::memory::GuestMemory;
+use crate::memory::Ram;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
@@ -75,7 +75,7 @@ pub struct Transport {
     device: Description,
     interrupt: Interrupt,
     outbox: Outbox,
-    memory: Arc<GuestMemory>,
+    memory: Arc<Ram>,
     status: u8,
     device_features_sel: u32,
     driver_features_sel: u32,
@@ -90,7 +90,7 @@ impl Transport {
         device: Description,
         interrupt: Interrupt,
         outbox: Outbox,
-        memory: Arc<GuestMemory>,
+        memory: Arc<Ram>,
     ) -> Result<Transport, virtio_queue::Error> {
         let queues = new_queues(&device)?;
         Ok(Transport {
@@ -235,7 +235,7 @@ impl Transport {
     /// Hands the queues to the device thread.
     fn activate(&mut self) {
         self.status = status::RUNNING;
-        let valid = |queue: &Ring| queue.ready() && queue.is_valid(&*self.memory);
+        let valid = |queue: &Ring| queue.ready() && queue.is_valid(&**self.memory);
         if let Some(index) = self.queues.iter().position(|queue| !valid(queue)) {
             return self.interrupt.fail("transport", &InvalidQueue(index));
         }

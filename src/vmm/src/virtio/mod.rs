@@ -17,6 +17,8 @@
 pub mod block;
 pub mod mmio;
 pub mod queue;
+#[cfg(test)]
+mod testing;
 pub mod vsock;
 
 use std::sync::Arc;

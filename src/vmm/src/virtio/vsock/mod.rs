@@ -17,7 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{COMMON_FEATURES, Description, Inbox, Interrupt};
 use crate::config::Vsock as Config;
-use crate::memory::GuestMemory;
+use crate::memory::Ram;
 
 /// To the guest, from the guest, events.
 const QUEUE_SIZES: &[u16] = &[128, 128, 16];
@@ -79,7 +79,7 @@ impl Vsock {
         inbox: Inbox,
         wakes: Wakes,
         interrupt: Interrupt,
-        memory: Arc<GuestMemory>,
+        memory: Arc<Ram>,
     ) -> io::Result<JoinHandle<()>> {
         let worker = worker::Worker::new(self.config, wakes, interrupt, memory)?;
         std::thread::Builder::new()

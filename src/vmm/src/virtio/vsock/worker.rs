@@ -22,7 +22,7 @@ use super::Wakes;
 use super::connection::{Connection, Ports};
 use super::packet::{HEADER, HOST_CID, Header, Op, TYPE_STREAM};
 use crate::config::Vsock as Config;
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, Ram};
 use crate::virtio::queue::{self, Buffer, Chain, Queue};
 use crate::virtio::{Command, Inbox, Interrupt};
 
@@ -65,7 +65,7 @@ pub struct Worker {
     /// Watched by `epoll`, which would forget them if they were closed.
     _wakes: Wakes,
     interrupt: Interrupt,
-    memory: Arc<GuestMemory>,
+    memory: Arc<Ram>,
     epoll: Epoll,
     /// While the driver runs the device.
     queues: Option<Queues>,
@@ -89,12 +89,7 @@ struct Streams {
 
 impl Worker {
     /// A worker whose device the driver has not set up yet.
-    pub fn new(
-        config: Config,
-        wakes: Wakes,
-        interrupt: Interrupt,
-        memory: Arc<GuestMemory>,
-    ) -> io::Result<Worker> {
+    pub fn new(config: Config, wakes: Wakes, interrupt: Interrupt, memory: Arc<Ram>) -> io::Result<Worker> {
         let epoll = Epoll::new()?;
         for (fd, token) in [
             (wakes.command.as_raw_fd(), COMMAND),
