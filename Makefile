@@ -1,0 +1,65 @@
+# cwrun's front door. Every target works from a fresh clone, as root, with nobody at the keyboard: `setup` comes first by itself
+# and installs what is missing. `make help` lists the targets.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+# `make install KRUN=1` also installs the name `krun`, which engines may already know as another runtime's.
+KRUN ?=
+
+GUEST := target/guest
+TRIPLE := x86_64-unknown-linux-gnu
+CARGO ?= cargo
+
+.PHONY: help setup build cwrun guest demo test lint bench soak install clean
+
+help:
+	@echo 'make build     cwrun and the guest files (kernel, initrd)'
+	@echo 'make demo      boots a container of a Debian root file system and shows what it prints'
+	@echo 'make test      unit, property and end-to-end tests; the last line counts them'
+	@echo 'make lint      format, clippy, dependencies'
+	@echo 'make bench     times cwrun beside crun and QEMU'
+	@echo 'make soak      the long tests: reproducible kernel, crash tests, the testbed itself'
+	@echo 'make install   into $$(DESTDIR)$$(PREFIX)/bin and $$(DESTDIR)/usr/lib/cwrun; KRUN=1 adds the krun name'
+	@echo 'make setup     installs and caches what all of these need (they call it themselves)'
+	@echo 'make clean     removes target/; the cache outside the checkout stays'
+
+setup:
+	@tests/testbed/setup
+
+build: cwrun guest
+
+cwrun: setup
+	$(CARGO) build --release --locked -p cwrun
+
+# The init must run without a C library in the guest: the only crate that is linked statically, hence flags of its own. With
+# --target they do not reach build scripts, and nothing else is compiled again.
+guest: setup
+	src/guest-kernel/build --out $(GUEST)
+	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --release --locked -p init --target $(TRIPLE)
+	src/guest-kernel/pack-initrd target/$(TRIPLE)/release/init $(GUEST)/initrd
+
+demo: build
+	tests/demo
+
+test: build
+	tests/run
+
+bench: build
+	tests/testbed/rootfs
+	tests/testbed/run --deadline 1800 --share target/bench -- benches/run
+
+soak: build
+	tests/run --soak
+
+lint:
+	@tests/testbed/setup --lint
+	tests/lint
+
+install: build
+	install -D -m 755 target/release/cwrun $(DESTDIR)$(PREFIX)/bin/cwrun
+	install -D -m 644 $(GUEST)/vmlinux $(DESTDIR)/usr/lib/cwrun/vmlinux
+	install -D -m 644 $(GUEST)/initrd $(DESTDIR)/usr/lib/cwrun/initrd
+	$(if $(KRUN),ln -sf cwrun $(DESTDIR)$(PREFIX)/bin/krun)
+
+clean:
+	rm -rf target
