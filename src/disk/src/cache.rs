@@ -162,7 +162,9 @@ impl Slot {
     fn load(&self) -> Result<Option<Entry>, Error> {
         let loaded = match self.read() {
             Ok(loaded) => loaded,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.entry.exists() => return Ok(None),
+            // The entry is there, and a file of it is not.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(failed("open", &self.entry)(error)),
         };
         match loaded {

@@ -165,7 +165,7 @@ fn a_deep_tree() {
 /// Attributes that reach over several blocks, and over the end of a part.
 #[test]
 fn many_attributes() {
-    let Some(tree) = on_tmpfs() else { return };
+    let tree = on_tmpfs();
     for number in 0..40 {
         let path = tree.path().join(number.to_string());
         fs::write(&path, source::data(number * 100)).expect("a file");
@@ -181,13 +181,13 @@ fn many_attributes() {
 }
 
 /// ext4 keeps attributes of one block only; tmpfs does not mind.
-fn on_tmpfs() -> Option<tempfile::TempDir> {
-    Some(tempfile::tempdir_in("/dev/shm").expect("a directory in /dev/shm"))
+fn on_tmpfs() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").expect("a directory in /dev/shm")
 }
 
 #[test]
 fn attributes_beyond_what_erofs_can_store_are_refused() {
-    let tree = on_tmpfs().expect("a directory");
+    let tree = on_tmpfs();
     let path = tree.path().join("file");
     fs::write(&path, "").expect("a file");
     source::set_xattr(&path, b"trusted.long", &[1; 65535]);
@@ -209,7 +209,7 @@ fn attributes_beyond_what_erofs_can_store_are_refused() {
         &disk::Unlock::generate().expect("a key"),
         &Default::default(),
     );
-    let error = result.err().expect("an error");
+    let error = result.expect_err("an error");
     assert!(
         matches!(&error, Error::XattrTotal { path: named, .. } if *named == path),
         "{error}"
