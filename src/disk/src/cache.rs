@@ -90,7 +90,7 @@ impl Cache {
     }
 
     /// The image of `tree`: from the cache, or converted now. Of several callers with the same tree, in any processes,
-    /// one converts and the others wait for it.
+    /// one converts and the others wait for it. `options` count only where a conversion is needed.
     ///
     /// # Errors
     /// [`Error::Cache`], and any error of a conversion; then the cache is as before.
@@ -98,12 +98,18 @@ impl Cache {
         let name = hex::encode(&tree.identity());
         let slot = self.slot(&name);
         let lock = Lock::wait(&slot.lock)?;
-        if let Some(entry) = slot.load()? {
-            return Ok(entry);
-        }
-        let entry = slot.make(tree, options)?;
+        let entry = match slot.load()? {
+            Some(entry) => entry,
+            None => slot.make(tree, options)?,
+        };
         drop(lock);
-        self.sweep(&name)?;
+        if let Err(error) = self.sweep(&name) {
+            // The caller has what it asked for; the next one tries again.
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot tidy up the disk cache"
+            );
+        }
         Ok(entry)
     }
 

@@ -24,7 +24,7 @@
 //! | `cache` | finished images by identity of their source |
 //!
 //! The plaintext is a function of the tree alone: names, types, modes, owners, modification times, extended
-//! attributes, links and contents. Thread count, inode numbers and the clock have no influence. Ciphertext differs
+//! attributes, links and contents (and of the label, if one is asked for). Thread count, inode numbers and the clock have no influence. Ciphertext differs
 //! with the volume key only; the LUKS2 header holds fresh random salts.
 
 mod build;

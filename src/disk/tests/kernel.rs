@@ -20,10 +20,8 @@ use proptest::test_runner::TestRunner;
 use support::source::{self, assert_same};
 use support::{Image, hex, run, text, tool};
 
-/// What the device mapper's tools need where no udev answers them.
+/// Loads what the mounts need.
 fn prepare() {
-    // SAFETY: tests of this program run one at a time, and nothing here reads the environment meanwhile.
-    unsafe { std::env::set_var("DM_DISABLE_UDEV", "1") };
     // Built in or loaded already in some kernels: what matters is whether the mounts work.
     for module in ["loop", "ext4", "dm_mod", "dm_crypt", "dm_verity", "erofs"] {
         run("modprobe", &["-q", module]);

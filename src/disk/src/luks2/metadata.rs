@@ -263,7 +263,7 @@ impl Metadata {
             ("segments", self.segments.len()),
             ("digests", self.digests.len()),
         ] {
-            expect(name, format!("{count} objects"), "1 objects".to_owned())?;
+            expect(name, format!("a map of {count}"), "a map of 1".to_owned())?;
         }
         for (name, has) in [
             ("keyslots", self.keyslots.contains_key("0")),

@@ -72,15 +72,17 @@ fn steps(names: &[&[u8]]) -> Vec<Vec<u8>> {
     steps
 }
 
-/// Opens `path` below `from`. NONBLOCK: what was a file in the scan may be a FIFO by now.
+/// Opens `path` below `from`. NONBLOCK: what was a file in the scan may be a FIFO by now. NOATIME, where the kernel
+/// grants it to us: reading a tree shall not write to it.
 pub(super) fn open_below(from: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-    let flags =
-        flags | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let mut flags =
+        flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NOATIME;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     loop {
-        // EAGAIN: the kernel could not exclude a race with a rename.
         match rustix::fs::openat2(from, path, flags, Mode::empty(), resolve) {
+            // EAGAIN: the kernel could not exclude a race with a rename.
             Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(Errno::PERM) if flags.contains(OFlags::NOATIME) => flags -= OFlags::NOATIME,
             result => return result,
         }
     }

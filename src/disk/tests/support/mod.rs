@@ -101,10 +101,14 @@ pub fn tool(name: &str, arguments: &[&str]) -> String {
     text
 }
 
-/// Runs a tool; a missing tool is a failure.
+/// Runs a tool; a missing tool is a failure. Nobody may be there to answer the device mapper as udev does.
 pub fn run(name: &str, arguments: &[&str]) -> Output {
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    let output = Command::new(name).args(arguments).env("PATH", path).output();
+    let output = Command::new(name)
+        .args(arguments)
+        .env("PATH", path)
+        .env("DM_DISABLE_UDEV", "1")
+        .output();
     output.unwrap_or_else(|error| panic!("cannot run {name} (Debian: erofs-utils, cryptsetup-bin): {error}"))
 }
 
