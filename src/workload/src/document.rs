@@ -334,7 +334,9 @@ impl Layer {
             hash_start_block,
             ..
         } = self.verity;
-        if data_blocks == 0 || data_blocks > hash_start_block || hash_start_block >= blocks {
+        // One data block needs no tree: its hash is the root hash, and the tree's place is the end.
+        let tree_fits = hash_start_block < blocks || (data_blocks == 1 && hash_start_block == blocks);
+        if data_blocks == 0 || data_blocks > hash_start_block || !tree_fits {
             return field("layers.verity", "has data or hash blocks outside the payload");
         }
         Ok(())

@@ -99,3 +99,14 @@ fn fields_no_honest_host_writes_are_refused() {
         }
     }
 }
+
+#[test]
+fn a_layer_of_one_block_needs_no_hash_tree() {
+    let mut workload = sample();
+    let layer = &mut workload.layers[0];
+    layer.crypt.length = 2 * 4096;
+    (layer.verity.data_blocks, layer.verity.hash_start_block) = (1, 2);
+    assert!(Workload::from_bytes(&workload.to_bytes()).is_ok());
+    workload.layers[0].verity.hash_start_block = 3;
+    assert!(Workload::from_bytes(&workload.to_bytes()).is_err());
+}
