@@ -105,7 +105,7 @@ impl<S: Subscriber> Layer<S> for Lines {
                 .strip_prefix(name)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
         });
-        *metadata.level() <= if ours { self.level } else { Level::WARN }
+        *metadata.level() <= if ours { self.level } else { Level::ERROR }
     }
 
     fn on_event(&self, event: &Event<'_>, _: LayerContext<'_, S>) {

@@ -136,13 +136,13 @@ fn stdio(terminal: bool, console_socket: Option<&Path>, console: Console) -> Res
 
 /// Binds through the directory's descriptor, since a socket's path is limited to 107 bytes and `--root` is not.
 fn control_socket(container: &Container) -> Result<UnixListener> {
-    let dir = rustix::fs::open(
-        container.dir(),
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    );
     let bind = || -> std::io::Result<UnixListener> {
-        UnixListener::bind(format!("/proc/self/fd/{}/control.sock", dir?.as_raw_fd()))
+        let dir = rustix::fs::open(
+            container.dir(),
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        UnixListener::bind(format!("/proc/self/fd/{}/control.sock", dir.as_raw_fd()))
     };
     bind().with_context(|| format!("control socket {}", container.control_socket().display()))
 }

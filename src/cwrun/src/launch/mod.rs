@@ -110,7 +110,7 @@ fn attend(
     }
     channel.send(&Go)?;
     let vmm = loop {
-        match next(channel)? {
+        match next(channel, intermediate)? {
             FromVmm::MapUsers => {
                 namespaces::write_maps(intermediate, host)?;
                 channel.send(&Go)?;
@@ -126,7 +126,7 @@ fn attend(
     let state = container.oci_state(Status::Creating);
     hooks::run_all("createRuntime", &host.hooks.create_runtime, &state)?;
     channel.send(&Go)?;
-    match next(channel)? {
+    match next(channel, vmm)? {
         FromVmm::Ready => {}
         other => bail!("unexpected message {other:?}"),
     }
@@ -134,7 +134,8 @@ fn attend(
     Ok(vmm)
 }
 
-fn next(channel: &mut CreatorEnd) -> Result<FromVmm> {
+/// The next message of `sender`, a child of ours.
+fn next(channel: &mut CreatorEnd, sender: Pid) -> Result<FromVmm> {
     match channel.receive()? {
         Some(FromVmm::Failed {
             kind: FailureKind::Other,
@@ -142,7 +143,10 @@ fn next(channel: &mut CreatorEnd) -> Result<FromVmm> {
         }) => Err(anyhow!(message)),
         Some(FromVmm::Failed { kind, message }) => Err(GuestFailure { kind, message }.into()),
         Some(message) => Ok(message),
-        None => bail!("the VMM process ended before the guest was ready"),
+        None => bail!(
+            "the VMM process {} before the guest was ready",
+            last_moments(sender)
+        ),
     }
 }
 
@@ -219,6 +223,17 @@ fn fork() -> Result<Option<Pid>> {
 fn exit(status: u8) -> ! {
     // SAFETY: `_exit` has no preconditions. Exit handlers are the parent's to run, and other threads may still run.
     unsafe { libc::_exit(i32::from(status)) }
+}
+
+/// How a child of ours ended that has just closed its channel.
+fn last_moments(child: Pid) -> String {
+    match rustix::process::waitpid(Some(child), WaitOptions::empty()) {
+        Ok(Some((_, status))) => match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => format!("exited with status {code}"),
+            (None, signal) => format!("was killed by signal {}", signal.unwrap_or_default()),
+        },
+        _ => "ended".to_owned(),
+    }
 }
 
 /// Ends a child of ours for good. Does nothing for a process that is not our child any more, whose number may by now be

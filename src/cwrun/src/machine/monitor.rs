@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::{AsFd, OwnedFd};
 use std::collections::HashMap;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use vmm::{Access, Running, Vm};
 use workload::Blob;
 use workload::protocol::{self, FailureKind, Outcome, Request, Setup, Status as ExitStatus, ToGuest, ToHost};
@@ -433,6 +433,8 @@ fn poll(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> Result<()> {
 }
 
 fn unix_time_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
