@@ -40,7 +40,12 @@ pub fn start(options: &Options) -> Result<()> {
         None => Sink::Stderr,
         Some(path) => Sink::File(Mutex::new(open(path)?)),
     };
-    let level = if options.debug { Level::DEBUG } else { Level::WARN };
+    // Without a log file stderr is all there is, and under an engine it is the container's: it gets no warnings.
+    let level = match (options.debug, &options.file) {
+        (true, _) => Level::DEBUG,
+        (false, Some(_)) => Level::WARN,
+        (false, None) => Level::ERROR,
+    };
     let lines = Lines {
         sink,
         format: options.format,

@@ -30,18 +30,23 @@ pub enum Console {
     Foreground,
 }
 
+/// A container that has just been created.
+pub struct Created {
+    /// Its state.
+    pub container: Container,
+    /// Its VMM process, a child of ours.
+    pub vmm: Pid,
+    /// Whether its workload has a terminal.
+    pub terminal: bool,
+}
+
 /// The command.
 pub fn run(global: &Global, args: &Create, inherited: &[RawFd]) -> Result<()> {
     create(global, args, inherited, Console::Socket).map(drop)
 }
 
-/// Creates the container and returns it with its VMM process, a child of ours.
-pub fn create(
-    global: &Global,
-    args: &Create,
-    inherited: &[RawFd],
-    console: Console,
-) -> Result<(Container, Pid)> {
+/// Creates the container.
+pub fn create(global: &Global, args: &Create, inherited: &[RawFd], console: Console) -> Result<Created> {
     ensure!(
         args.preserve_fds == 0,
         "--preserve-fds {}: descriptors can't be passed into a virtual machine",
@@ -52,11 +57,18 @@ pub fn create(
     let host = host::split(&bundle, &sizing)?;
     let root = Root::new(global.root.clone())?;
     let mut container = root.reserve(record(global, args, &bundle, &host)?)?;
-    let result = prepare(&bundle, &sizing, &container, args, console)
-        .and_then(|machine| launch::launch(&mut container, &host, machine, inherited))
-        .and_then(|vmm| write_pid_file(args.pid_file.as_deref(), vmm).map(|()| vmm));
+    let result = prepare(&bundle, &sizing, &container, args, console).and_then(|machine| {
+        let terminal = machine.workload.process.terminal;
+        let vmm = launch::launch(&mut container, &host, machine, inherited)?;
+        write_pid_file(args.pid_file.as_deref(), vmm)?;
+        Ok((vmm, terminal))
+    });
     match result {
-        Ok(vmm) => Ok((container, vmm)),
+        Ok((vmm, terminal)) => Ok(Created {
+            container,
+            vmm,
+            terminal,
+        }),
         Err(error) => {
             if let Err(left) = super::delete::destroy(&container) {
                 tracing::warn!(

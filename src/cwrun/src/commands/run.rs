@@ -1,44 +1,48 @@
 //! `run`: create, start and wait in one.
 
-use super::create::{self, Console};
+use super::create::{self, Console, Created};
 use crate::cli::{Global, Run};
-use crate::control;
 use crate::machine::terminal::{self, RawMode};
 use crate::state::Container;
+use crate::{control, signal_fd};
 use anyhow::{Context, Result, anyhow};
-use rustix::fd::AsFd;
-use rustix::process::{Pid, WaitOptions};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::process::WaitOptions;
 use std::os::fd::RawFd;
 use workload::protocol::Request;
 
 /// The command. Returns the exit status for the caller.
 pub fn run(global: &Global, args: &Run, inherited: &[RawFd]) -> Result<u8> {
-    let console = if args.detach {
-        Console::Socket
-    } else {
-        Console::Foreground
-    };
-    let signals = if args.detach {
-        None
-    } else {
-        Some(crate::signal_fd::block()?)
-    };
-    let (container, vmm) = create::create(global, &args.create, inherited, console)?;
-    let status = super::start::start(&container).and_then(|()| match &signals {
-        None => Ok(0),
-        Some(signals) => attend(&container, vmm, signals),
-    });
-    let started = status.is_ok();
-    if !(started && (args.detach || args.keep)) {
-        super::delete::destroy(&container)?;
+    if args.detach {
+        let created = create::create(global, &args.create, inherited, Console::Socket)?;
+        super::start::start(&created.container).inspect_err(|_| discard(&created.container))?;
+        return Ok(0);
     }
-    status
+    let signals = signal_fd::block()?;
+    let created = create::create(global, &args.create, inherited, Console::Foreground)?;
+    let result = super::start::start(&created.container).and_then(|()| attend(&created, &signals));
+    if !(args.keep && result.is_ok()) {
+        discard(&created.container);
+    }
+    result
+}
+
+/// Deletes a container whose result is known already and must not be lost for this.
+fn discard(container: &Container) {
+    if let Err(error) = super::delete::destroy(container) {
+        tracing::error!("container {:?} can't be deleted: {error:#}", container.record.id);
+    }
 }
 
 /// Forwards signals to the container and waits for its end.
-fn attend(container: &Container, vmm: Pid, signals: &rustix::fd::OwnedFd) -> Result<u8> {
+fn attend(created: &Created, signals: &OwnedFd) -> Result<u8> {
+    let Created {
+        container,
+        vmm,
+        terminal,
+    } = created;
     let stdin = rustix::stdio::stdin();
-    let terminal = has_terminal(container)? && rustix::termios::isatty(stdin);
+    let terminal = *terminal && rustix::termios::isatty(stdin);
     let _raw = if terminal { Some(RawMode::enter()?) } else { None };
     let resize = || {
         if let (true, Some((rows, columns))) = (terminal, terminal::size(stdin.as_fd())) {
@@ -48,10 +52,10 @@ fn attend(container: &Container, vmm: Pid, signals: &rustix::fd::OwnedFd) -> Res
     };
     resize();
     loop {
-        match crate::signal_fd::next(signals)? {
+        match signal_fd::next(signals)? {
             libc::SIGCHLD => {
-                if let Some((_, status)) =
-                    rustix::process::waitpid(Some(vmm), WaitOptions::NOHANG).context("waiting for the VMM")?
+                if let Some((_, status)) = rustix::process::waitpid(Some(*vmm), WaitOptions::NOHANG)
+                    .context("waiting for the VMM")?
                 {
                     return exit_code(status).context("the VMM ended in an unknown way");
                 }
@@ -79,14 +83,4 @@ fn exit_code(status: rustix::process::WaitStatus) -> Result<u8> {
         (None, None) => return Err(anyhow!("neither exited nor killed")),
     };
     Ok(u8::try_from(code)?)
-}
-
-fn has_terminal(container: &Container) -> Result<bool> {
-    let bundle = crate::bundle::Bundle::load(&container.record.bundle, None)?;
-    Ok(bundle
-        .spec
-        .process()
-        .as_ref()
-        .and_then(|process| process.terminal())
-        .unwrap_or(false))
 }
