@@ -326,11 +326,6 @@ impl StatusFile {
         // for this; if the write fails, the container shows as being created, which is what is known then.
         let _ = self.0.write_all_at(format!("{status:<10}\n").as_bytes(), 0);
     }
-
-    /// The descriptor, to be kept open in the VMM.
-    pub fn file(&self) -> &File {
-        &self.0
-    }
 }
 
 fn remove_dir(dir: &Path) -> Result<()> {

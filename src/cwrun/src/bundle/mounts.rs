@@ -182,40 +182,60 @@ fn shm(source: &Path, mut flags: BTreeSet<MountFlag>) -> Result<Mount> {
     })
 }
 
+/// Options that set (`true`) or clear a flag of mount(2).
+const FLAG_OPTIONS: [(&str, MountFlag, bool); 18] = [
+    ("ro", MountFlag::Ro, true),
+    ("rw", MountFlag::Ro, false),
+    ("nosuid", MountFlag::Nosuid, true),
+    ("suid", MountFlag::Nosuid, false),
+    ("nodev", MountFlag::Nodev, true),
+    ("dev", MountFlag::Nodev, false),
+    ("noexec", MountFlag::Noexec, true),
+    ("exec", MountFlag::Noexec, false),
+    ("sync", MountFlag::Sync, true),
+    ("async", MountFlag::Sync, false),
+    ("dirsync", MountFlag::Dirsync, true),
+    ("noatime", MountFlag::Noatime, true),
+    ("atime", MountFlag::Noatime, false),
+    ("nodiratime", MountFlag::Nodiratime, true),
+    ("diratime", MountFlag::Nodiratime, false),
+    ("relatime", MountFlag::Relatime, true),
+    ("norelatime", MountFlag::Relatime, false),
+    ("strictatime", MountFlag::Strictatime, true),
+];
+
+/// Options without effect here: the kernel's own defaults, and propagation between namespaces, which a guest of its own has
+/// nobody to propagate to.
+const NEUTRAL_OPTIONS: [&str; 10] = [
+    "defaults",
+    "nostrictatime",
+    "private",
+    "rprivate",
+    "slave",
+    "rslave",
+    "shared",
+    "rshared",
+    "unbindable",
+    "runbindable",
+];
+
 fn parse_options(options: &[String]) -> Result<Options> {
     let mut parsed = Options::default();
-    for option in options {
-        let flags = &mut parsed.flags;
-        let set = |flags: &mut BTreeSet<_>, flag| drop(flags.insert(flag));
-        match option.as_str() {
+    for option in options.iter().map(String::as_str) {
+        if let Some((_, flag, set)) = FLAG_OPTIONS.iter().find(|(name, _, _)| *name == option) {
+            parsed.flags.remove(flag);
+            parsed.flags.extend(set.then_some(*flag));
+            continue;
+        }
+        match option {
             "bind" | "rbind" => parsed.bind = true,
-            "ro" => set(flags, MountFlag::Ro),
-            "nosuid" => set(flags, MountFlag::Nosuid),
-            "nodev" => set(flags, MountFlag::Nodev),
-            "noexec" => set(flags, MountFlag::Noexec),
-            "sync" => set(flags, MountFlag::Sync),
-            "dirsync" => set(flags, MountFlag::Dirsync),
-            "noatime" => set(flags, MountFlag::Noatime),
-            "nodiratime" => set(flags, MountFlag::Nodiratime),
-            "relatime" => set(flags, MountFlag::Relatime),
-            "strictatime" => set(flags, MountFlag::Strictatime),
-            "rw" => drop(flags.remove(&MountFlag::Ro)),
-            "suid" => drop(flags.remove(&MountFlag::Nosuid)),
-            "dev" => drop(flags.remove(&MountFlag::Nodev)),
-            "exec" => drop(flags.remove(&MountFlag::Noexec)),
-            "async" => drop(flags.remove(&MountFlag::Sync)),
-            "atime" => drop(flags.remove(&MountFlag::Noatime)),
-            // The kernel's own defaults, and propagation between namespaces, which a guest of its own has nobody to
-            // propagate to.
-            "defaults" | "norelatime" | "nostrictatime" | "diratime" | "private" | "rprivate" | "slave"
-            | "rslave" | "shared" | "rshared" | "unbindable" | "runbindable" => {}
-            // Labels of the host's SELinux.
-            option if option.starts_with("context=") => {}
             "idmap" | "ridmap" => bail!("ID-mapped mounts are not supported"),
-            option if option.starts_with("idmap=") || option.starts_with("ridmap=") => {
+            _ if option.starts_with("idmap=") || option.starts_with("ridmap=") => {
                 bail!("ID-mapped mounts are not supported")
             }
-            other => parsed.data.push(other.to_owned()),
+            // Labels of the host's SELinux.
+            _ if option.starts_with("context=") || NEUTRAL_OPTIONS.contains(&option) => {}
+            _ => parsed.data.push(option.to_owned()),
         }
     }
     Ok(parsed)
