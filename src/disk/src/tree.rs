@@ -207,7 +207,7 @@ impl Tree {
         &self.inodes[inode as usize]
     }
 
-    /// Sizes of the targets' spans are at most PATH_MAX; names are at most 255 bytes.
+    /// A failed system call on a file of the tree.
     fn error(&self, action: &'static str, inode: u32, errno: rustix::io::Errno) -> Error {
         Error::Source {
             action,
