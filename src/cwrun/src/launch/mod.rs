@@ -182,7 +182,9 @@ fn vmm(container: &Container, host: &HostSpec, machine: Machine, mut channel: Vm
     let confined = (|| -> Result<()> {
         await_go(&mut channel)?;
         confine::session(machine.stdio.controlling_terminal())?;
-        let state = container.oci_state(Status::Creating);
+        let mut state = container.oci_state(Status::Creating);
+        // As seen in the container's namespaces, where these hooks run (runtime-spec config.md#createcontainer-hooks).
+        state["pid"] = rustix::process::getpid().as_raw_pid().into();
         hooks::run_all("createContainer", &host.hooks.create_container, &state)?;
         phase("confine", || {
             confine::process(container.dir(), machine.workload.process.oom_score_adj)

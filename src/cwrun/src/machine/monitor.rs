@@ -41,8 +41,8 @@ pub struct Monitor {
     control: UnixListener,
     signals: OwnedFd,
     status: StatusFile,
-    /// Clients that wait for the guest's reply to a request.
-    waiting: HashMap<u32, (Client, bool)>,
+    /// Clients that wait for the guest's reply to a request, and since when if it is the start.
+    waiting: HashMap<u32, (Client, Option<Instant>)>,
     last_request: u32,
     started: bool,
     exited: Option<ExitStatus>,
@@ -354,11 +354,12 @@ impl Monitor {
 
     fn reply(&mut self, id: u32, outcome: Outcome) {
         // Replies to forwarded signals have no client.
-        let Some((mut client, start)) = self.waiting.remove(&id) else {
+        let Some((mut client, starting)) = self.waiting.remove(&id) else {
             return;
         };
-        if start && matches!(outcome, Outcome::Done) {
+        if let (Some(since), Outcome::Done) = (starting, &outcome) {
             self.status.set(Status::Running);
+            phase_took("start", since.elapsed().as_secs_f64() * 1000.0);
         }
         // A client that did not wait has its own reasons.
         let _ = client.send(&outcome);
@@ -394,8 +395,9 @@ impl Monitor {
             self.started = true;
             self.streams.start_inputs()?;
         }
+        let starting = start.then(Instant::now);
         let id = self.request(request)?;
-        self.waiting.insert(id, (client, start));
+        self.waiting.insert(id, (client, starting));
         Ok(())
     }
 
