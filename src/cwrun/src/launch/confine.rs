@@ -56,13 +56,15 @@ fn empty_root(mount_point: &Path) -> Result<()> {
 }
 
 fn drop_capabilities() -> Result<()> {
-    let last = (0..64).take_while(|bit| {
-        let set = CapabilitySet::from_bits_retain(1 << bit);
-        rustix::thread::remove_capability_from_bounding_set(set).is_ok()
-    });
-    // The loop ends at the first capability that the kernel does not have; without CAP_SETPCAP (possible in a joined user
-    // namespace) at the first of all, and then no_new_privs is what keeps the bounding set from mattering.
-    tracing::trace!(count = last.count() as u64, "bounding set dropped");
+    for bit in 0..64 {
+        // Fails at the first capability that the kernel does not have; without CAP_SETPCAP (possible in a joined user
+        // namespace) at the first of all, and then no_new_privs is what keeps the bounding set from mattering.
+        if rustix::thread::remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit))
+            .is_err()
+        {
+            break;
+        }
+    }
     rustix::thread::clear_ambient_capability_set()?;
     let none = CapabilitySet::empty();
     rustix::thread::set_capabilities(
