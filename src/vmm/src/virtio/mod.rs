@@ -86,7 +86,8 @@ impl Interrupt {
     /// The driver broke the protocol in a way from which this device can't go on: only a reset helps
     /// (VIRTIO 1.2 §2.1.2, DEVICE_NEEDS_RESET).
     pub fn fail(&self, device: &str, reason: &dyn std::error::Error) {
-        tracing::warn!(device, reason = %reason, "the guest's driver broke the protocol; the device waits for a reset");
+        let cause = reason.source().map(|cause| cause.to_string());
+        tracing::warn!(device, %reason, cause, "the guest's driver broke the protocol; the device waits for a reset");
         self.0.needs_reset.store(true, Ordering::SeqCst);
         self.raise(INTERRUPT_CONFIGURATION);
     }
