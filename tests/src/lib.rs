@@ -1,0 +1,31 @@
+//! Fixtures of the end-to-end tests: the whole of `cwrun`, as engines call it, on a KVM that works.
+//!
+//! ```text
+//!   bed      what the tests run: binary, guest files and root file systems, copied to memory once
+//!   bundle   an OCI bundle, built by changing a sound one
+//!   cwrun    the runtime with a state directory of its own; sees to it that nothing is left behind
+//!   host     what the host holds that a container could leave: processes, mounts, cgroups, devices, files
+//!   process  running a program with a deadline
+//!   pattern  reproducible bytes, and random choices that can be repeated
+//! ```
+//!
+//! Tests change the machine that they run on (mounts, cgroups, `/dev`), so they belong into the testbed and are ignored
+//! elsewhere: `tests/testbed/run -- <test binary> --ignored --test-threads=1`.
+
+pub mod bed;
+pub mod bundle;
+pub mod cwrun;
+pub mod host;
+pub mod pattern;
+pub mod process;
+
+pub use bed::bed;
+pub use bundle::Bundle;
+pub use cwrun::Cwrun;
+pub use host::Host;
+pub use process::{Finished, Run};
+
+/// `short` repetitions, or `long` in a soak (`CWRUN_SOAK` set).
+pub fn rounds(short: usize, long: usize) -> usize {
+    if std::env::var_os("CWRUN_SOAK").is_some() { long } else { short }
+}

@@ -1,0 +1,354 @@
+//! What the workload finds around itself: our kernel, an encrypted and verified root, and the settings of its bundle.
+
+use e2e::{Bundle, Cwrun, Finished, bed};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+/// Lines `key=value` that a script printed.
+struct Facts(BTreeMap<String, String>);
+
+impl Facts {
+    fn of(done: &Finished) -> Self {
+        let facts = done.text();
+        Self(facts.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.to_owned(), v.trim().to_owned())).collect())
+    }
+
+    #[track_caller]
+    fn get(&self, key: &str) -> &str {
+        self.0.get(key).unwrap_or_else(|| panic!("{key} is not in {:?}", self.0))
+    }
+
+    #[track_caller]
+    fn expect(&self, expected: &[(&str, &str)]) {
+        let wrong: Vec<_> = expected.iter().filter(|(key, value)| self.get(key) != *value).collect();
+        assert!(wrong.is_empty(), "expected {wrong:?} in {:?}", self.0);
+    }
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn the_root_is_our_kernel_over_an_encrypted_and_verified_disk() {
+    let cwrun = Cwrun::new();
+    let script = r#"
+        echo "kernel=$(uname -r)"
+        echo "root=$(awk '$2 == "/" {print $1, $3}' /proc/mounts)"
+        for dm in /sys/block/dm-*/dm; do echo "dm-$(cat $dm/name)=$(ls $dm/../slaves | tr '\n' ' ')"; done
+        for disk in /sys/block/vd*; do echo "disk-${disk##*/}=$(cat $disk/ro)"; done
+        echo "pid=$$"
+        echo "hidden=$(ls /dev/vd* /dev/dm-* /dev/mapper 2>/dev/null | wc -l)"
+        echo "modules=$(cat /proc/modules 2>/dev/null | wc -l)"
+        echo "net=$(ls /sys/class/net | tr '\n' ' ')"
+        echo "clock=$(date +%s)"
+    "#;
+    let done = cwrun.run("root", &Bundle::script(script)).finish().ok();
+    let facts = Facts::of(&done);
+    let release = facts.get("kernel");
+    assert!(release.ends_with("-cwrun"), "{release}");
+    let host = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert_ne!(release, host.trim());
+    assert_eq!(facts.get("root"), "overlay overlay");
+    // The layer's mappings, one on the other, on the first disk; beside them only the scratch space's.
+    let mappings: Vec<_> = facts.0.iter().filter(|(key, _)| key.starts_with("dm-")).collect();
+    let name = |at: &str| mappings.iter().find(|(key, _)| key.as_str() == at).map(|(_, below)| below.as_str());
+    assert_eq!(name("dm-layer0-crypt"), Some("vda"), "{mappings:?}");
+    assert!(name("dm-layer0").is_some_and(|below| below.starts_with("dm-")), "{mappings:?}");
+    facts.expect(&[("disk-vda", "1"), ("pid", "1"), ("hidden", "0"), ("modules", "0")]);
+    let clock: i64 = facts.get("clock").parse().unwrap();
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() as i64;
+    assert!((now - clock).abs() <= 60, "the guest's clock says {clock}, the host's {now}");
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn the_process_is_what_the_bundle_says() {
+    let cwrun = Cwrun::new();
+    let script = r#"
+        echo "args=$0,$1,$2"
+        echo "uid=$(id -u) gid=$(id -g) groups=$(id -G)"
+        echo "cwd=$(pwd)"
+        echo "umask=$(umask)"
+        echo "files=$(ulimit -Sn) $(ulimit -Hn)"
+        echo "core=$(ulimit -Sc) $(ulimit -Hc)"
+        grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status | tr ':' '='
+        echo "oom=$(cat /proc/self/oom_score_adj)"
+        env | sed 's/^/env-/'
+        echo "host=$(hostname)"
+        echo "domain=$(cat /proc/sys/kernel/domainname)"
+        echo "sysctl=$(cat /proc/sys/net/ipv4/ip_default_ttl) $(cat /proc/sys/kernel/shm_rmid_forced)"
+        touch /tmp/by-user && echo "created=$(stat -c '%u %g %a' /tmp/by-user)"
+    "#;
+    let bundle = Bundle::busybox(["sh", "-c", script, "name", "two words", "*"]).with(|config| {
+        let process = &mut config["process"];
+        process["user"] = json!({"uid": 1000, "gid": 1001, "additionalGids": [10, 20], "umask": 0o027});
+        process["cwd"] = "/usr/bin".into();
+        process["env"] = json!(["PATH=/bin:/usr/bin", "EMPTY=", "WITH=equals = and spaces", "TWICE=first", "TWICE=second"]);
+        process["rlimits"] = json!([
+            {"type": "RLIMIT_NOFILE", "soft": 512, "hard": 1024},
+            {"type": "RLIMIT_CORE", "soft": 0, "hard": 0}
+        ]);
+        let few = json!(["CAP_NET_BIND_SERVICE", "CAP_KILL"]);
+        process["capabilities"] = json!({"bounding": few, "permitted": ["CAP_KILL"], "inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL"], "effective": ["CAP_KILL"]});
+        process["noNewPrivileges"] = true.into();
+        process["oomScoreAdj"] = 321.into();
+        config["hostname"] = "my-host".into();
+        config["domainname"] = "example.org".into();
+        config["linux"]["sysctl"] = json!({"net.ipv4.ip_default_ttl": "63", "kernel.shm_rmid_forced": "1"});
+    });
+    let done = cwrun.run("process", &bundle).finish().ok();
+    Facts::of(&done).expect(&[
+        ("args", "name,two words,*"),
+        ("uid", "1000 gid=1001 groups=1001 10 20"),
+        ("cwd", "/usr/bin"),
+        ("umask", "0027"),
+        ("files", "512 1024"),
+        ("core", "0 0"),
+        ("CapBnd", "0000000000000420"),
+        ("CapPrm", "0000000000000020"),
+        ("CapEff", "0000000000000020"),
+        ("CapInh", "0000000000000020"),
+        ("CapAmb", "0000000000000020"),
+        ("NoNewPrivs", "1"),
+        ("oom", "321"),
+        ("env-EMPTY", ""),
+        ("env-WITH", "equals = and spaces"),
+        ("env-TWICE", "second"),
+        ("host", "my-host"),
+        ("domain", "example.org"),
+        ("sysctl", "63 1"),
+        ("created", "1000 1001 640"),
+    ]);
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn file_systems_devices_and_hidden_paths() {
+    let cwrun = Cwrun::new();
+    let script = r#"
+        fs() { awk -v at="$1" '$2 == at {print $3; exit}' /proc/mounts; }
+        has() { awk -v at="$1" '$2 == at {print $4; exit}' /proc/mounts; }
+        try() { if "$@" 2>/dev/null >&2; then echo yes; else echo no; fi; }
+        for at in /proc /sys /dev /dev/pts /dev/shm /dev/mqueue /sys/fs/cgroup /data; do echo "fs-$at=$(fs $at)"; done
+        echo "data-options=$(has /data)"
+        echo "data-size=$(df -k /data | awk 'NR == 2 {print $2}')"
+        echo "data-mode=$(stat -c %a /data)"
+        echo "copied=$(cat /etc/copied 2>/dev/null || ls /home)"
+        for node in null zero full random urandom tty; do echo "dev-$node=$(stat -c '%F %a %t:%T' /dev/$node)"; done
+        for link in fd stdin stdout stderr ptmx; do echo "link-$link=$(readlink /dev/$link)"; done
+        echo "zeros=$(head -c 4096 /dev/zero | wc -c)"
+        echo "full=$(try sh -c 'echo x >/dev/full')"
+        echo "tmp=$(try sh -c 'echo x >/tmp/x && mkdir /run/y && echo x >/run/y/z')"
+        echo "shm=$(try sh -c 'echo x >/dev/shm/x')"
+        echo "masked-file=$(cat /proc/kcore | wc -c)"
+        echo "masked-dir=$(ls -A /usr/sbin | wc -l)"
+        echo "readonly-write=$(try sh -c 'echo x >/etc/new')"
+        echo "readonly-read=$(try cat /etc/passwd)"
+        echo "sys-write=$(try sh -c 'echo 1 >/sys/kernel/mm/transparent_hugepage/enabled')"
+        echo "processes=$(ls /proc | grep -c '^[0-9]*$')"
+    "#;
+    let bundle = Bundle::script(script).with(|config| {
+        config["mounts"].as_array_mut().unwrap().push(json!({
+            "destination": "/data", "type": "tmpfs", "source": "tmpfs",
+            "options": ["nosuid", "nodev", "noexec", "mode=1770", "size=8m"]
+        }));
+        config["linux"]["maskedPaths"] = json!(["/proc/kcore", "/usr/sbin", "/does/not/exist"]);
+        config["linux"]["readonlyPaths"] = json!(["/etc", "/does/not/exist"]);
+    });
+    let done = cwrun.run("files", &bundle).finish().ok();
+    let facts = Facts::of(&done);
+    facts.expect(&[
+        ("fs-/proc", "proc"),
+        ("fs-/sys", "sysfs"),
+        ("fs-/dev", "tmpfs"),
+        ("fs-/dev/pts", "devpts"),
+        ("fs-/dev/shm", "tmpfs"),
+        ("fs-/dev/mqueue", "mqueue"),
+        ("fs-/sys/fs/cgroup", "cgroup2"),
+        ("fs-/data", "tmpfs"),
+        ("data-size", "8192"),
+        ("data-mode", "1770"),
+        ("dev-null", "character special file 666 1:3"),
+        ("dev-zero", "character special file 666 1:5"),
+        ("dev-full", "character special file 666 1:7"),
+        ("dev-random", "character special file 666 1:8"),
+        ("dev-urandom", "character special file 666 1:9"),
+        ("dev-tty", "character special file 666 5:0"),
+        ("link-fd", "/proc/self/fd"),
+        ("link-stdin", "/proc/self/fd/0"),
+        ("link-stdout", "/proc/self/fd/1"),
+        ("link-stderr", "/proc/self/fd/2"),
+        ("link-ptmx", "pts/ptmx"),
+        ("zeros", "4096"),
+        ("full", "no"),
+        ("tmp", "yes"),
+        ("shm", "yes"),
+        ("masked-file", "0"),
+        ("masked-dir", "0"),
+        ("readonly-write", "no"),
+        ("readonly-read", "yes"),
+        ("sys-write", "no"),
+    ]);
+    for flag in ["nosuid", "nodev", "noexec"] {
+        assert!(facts.get("data-options").split(',').any(|option| option == flag), "{flag}");
+    }
+    let processes: u32 = facts.get("processes").parse().unwrap();
+    assert!(processes < 10, "the workload sees {processes} processes, so not only its own");
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn a_read_only_root_and_files_that_the_engine_injects() {
+    let cwrun = Cwrun::new();
+    let script = r#"
+        try() { if "$@" 2>/dev/null >&2; then echo yes; else echo no; fi; }
+        echo "root-write=$(try touch /new)"
+        echo "tmpfs-write=$(try touch /run/new)"
+        echo "hosts=$(cat /etc/hosts)"
+        echo "hosts-mode=$(stat -c '%a %u' /etc/hosts)"
+        echo "hosts-write=$(try sh -c 'echo 1.1.1.1 more >>/etc/hosts')"
+        echo "secret=$(cat /run/secrets/token)"
+        echo "secret-write=$(try sh -c 'echo more >>/run/secrets/token')"
+        echo "binary=$(sha256sum </opt/blob | cut -c1-64)"
+    "#;
+    let bundle = Bundle::script(script);
+    let (hosts, token, blob) = (bundle.join("hosts"), bundle.join("token"), bundle.join("blob"));
+    fs::write(&hosts, "127.0.0.1 injected\n").unwrap();
+    fs::set_permissions(&hosts, fs::Permissions::from_mode(0o640)).unwrap();
+    fs::write(&token, "hunter2").unwrap();
+    let content = e2e::pattern::bytes(1_000_000);
+    fs::write(&blob, &content).unwrap();
+    let bundle = bundle.with(|config| {
+        config["root"]["readonly"] = true.into();
+        let mounts = config["mounts"].as_array_mut().unwrap();
+        mounts.push(json!({"destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]}));
+        mounts.push(json!({"destination": "/etc/hosts", "type": "bind", "source": hosts, "options": ["bind", "rprivate"]}));
+        mounts.push(json!({"destination": "/run/secrets/token", "source": token, "options": ["rbind", "ro"]}));
+        // A relative source is relative to the bundle.
+        mounts.push(json!({"destination": "/opt/blob", "type": "bind", "source": "blob", "options": ["bind", "ro"]}));
+    });
+    let done = cwrun.run("readonly", &bundle).finish().ok();
+    Facts::of(&done).expect(&[
+        ("root-write", "no"),
+        ("tmpfs-write", "yes"),
+        ("hosts", "127.0.0.1 injected"),
+        ("hosts-mode", "640 0"),
+        ("hosts-write", "yes"),
+        ("secret", "hunter2"),
+        ("secret-write", "no"),
+        ("binary", &e2e::pattern::sha256(&content)),
+    ]);
+    assert_eq!(fs::read_to_string(&hosts).unwrap(), "127.0.0.1 injected\n", "changes stay in the guest");
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn the_writable_layer_is_fresh_for_each_container() {
+    let cwrun = Cwrun::new();
+    let script = "ls /etc/mark 2>/dev/null; cat /etc/passwd | head -n 1; echo changed >/etc/passwd; rm -r /var; ln -s passwd /etc/mark; ls -d /var /etc/mark; mv /home /moved; chmod 700 /usr; stat -c %a /usr";
+    for round in 0..2 {
+        let done = cwrun.run("fresh", &Bundle::script(script)).finish().ok();
+        assert_eq!(done.text(), "root:x:0:0:root:/root:/bin/sh\n/etc/mark\n700\n", "round {round}");
+    }
+    assert!(fs::read_to_string(bed().busybox().join("etc/passwd")).unwrap().starts_with("root:"), "the source is untouched");
+
+    // In memory alone, and with a limit that is enforced.
+    for scratch in ["ram", "16MiB"] {
+        let script = "head -c 8000000 /dev/zero >/small && head -c 2000000000 /dev/zero >/large; echo $?; rm /large; sync; stat -c %s /small";
+        let bundle = Bundle::script(script).annotation("io.cwrun.scratch", scratch).annotation("krun.ram_mib", "256");
+        let done = cwrun.run("limited", &bundle).finish().ok();
+        assert_eq!(done.text(), "1\n8000000\n", "{scratch}: {}", done.stderr);
+        assert!(done.stderr.contains("No space left"), "{scratch}: {}", done.stderr);
+    }
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn many_processes_and_zombies() {
+    let cwrun = Cwrun::new();
+    let script = r#"
+        i=0; while [ $i -lt 200 ]; do (sleep 3; echo "$i" >/tmp/$i) & i=$((i + 1)); done
+        echo "running=$(ls /proc | grep -c '^[0-9]*$')"
+        wait
+        echo "finished=$(ls /tmp | grep -c '^[0-9]*$')"
+        # Orphans of orphans become the first process's children; their ends must not pile up outside its sight either.
+        i=0; while [ $i -lt 50 ]; do (setsid sh -c 'true & true &' &) ; i=$((i + 1)); done
+        sleep 1; wait
+        echo "left=$(ls /proc | grep -c '^[0-9]*$')"
+    "#;
+    let done = cwrun.run("many", &Bundle::script(script)).finish().ok();
+    let facts = Facts::of(&done);
+    let number = |key: &str| facts.get(key).parse::<u32>().unwrap();
+    assert!(number("running") >= 200, "{}", number("running"));
+    assert_eq!(number("finished"), 200);
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn debian_runs_real_programs() {
+    let cwrun = Cwrun::new();
+    // Prints `name=ok` or the end of what went wrong; all of it in one VM.
+    let script = r##"
+        check() { name=$1; shift; if out=$("$@" 2>&1); then echo "$name=ok"; else echo "$name=failed: $(echo "$out" | tail -n 3 | tr '\n' '|')"; fi; }
+        echo "packages=$(dpkg -l | grep -c ^ii)"
+        check audit dpkg --audit
+        check verify sh -c '! dpkg --verify coreutils libc6 perl-base | grep -v " c "'
+        check perl perl -MDigest::SHA=sha256_hex -e 'die unless sha256_hex("abc") =~ /^ba7816bf/; print join(",", sort { $a <=> $b } map { $_ ** 2 } 1..9)'
+        check perl-fork perl -e 'for (1..20) { defined(my $p = fork) or die; exit 0 unless $p } 1 while wait > 0'
+        check python python3 -c 'import hashlib, threading; t = [threading.Thread(target=lambda: hashlib.sha256(b"x" * 10**6).digest()) for _ in range(8)]; [x.start() for x in t]; [x.join() for x in t]'
+        check apt-version apt-get --version
+        check apt-check apt-get check
+        check apt-simulate apt-get -s install perl-base
+        check apt-config apt-config dump
+        check gcc sh -c 'printf "#include <stdio.h>\nint main(void){puts(\"compiled\");return 0;}\n" >/tmp/a.c && gcc -O1 -o /tmp/a /tmp/a.c && test "$(/tmp/a)" = compiled'
+        check segfault sh -c 'printf "int main(void){*(volatile int *)0 = 1;}" >/tmp/b.c && gcc -o /tmp/b /tmp/b.c && (/tmp/b; test $? = 139)'
+        check tar sh -c 'tar -C /usr/share -cf - doc | tar -tf - | wc -l | grep -q ...'
+        check getent getent passwd root
+        check mapped sh -c 'sha256sum /usr/lib/x86_64-linux-gnu/libc.so.6 >/tmp/1; echo 3 >/proc/sys/vm/drop_caches; sha256sum /usr/lib/x86_64-linux-gnu/libc.so.6 | cmp - /tmp/1'
+    "##;
+    let bundle = Bundle::on(&bed().debian(), ["sh", "-c", script]);
+    let done = cwrun.run("debian", &bundle).deadline(300).finish().ok();
+    eprintln!("Debian: {:?}", done.took);
+    let facts = Facts::of(&done);
+    let failed: Vec<_> = facts.0.iter().filter(|(key, value)| *key != "packages" && *value != "ok").collect();
+    assert!(failed.is_empty() && facts.0.len() == 16, "{failed:#?}\n{}", done.text());
+    assert!(facts.get("packages").parse::<u32>().unwrap() > 80);
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn half_a_gigabyte_in_the_writable_layer() {
+    let cwrun = Cwrun::new();
+    // Twice the guest's memory, so that most of it goes to the disk and comes back from it.
+    let script = r#"
+        seq 1 63000000 | head -c 500000000 | tee /big | sha256sum | cut -c1-64 >/sum
+        echo "size=$(stat -c %s /big)"
+        echo 3 >/proc/sys/vm/drop_caches
+        test "$(sha256sum </big | cut -c1-64)" = "$(cat /sum)" && echo same=yes
+        echo "swapped=$(awk '/SwapTotal/ {t=$2} /SwapFree/ {f=$2} END {print (t - f > 100000) ? "yes" : "no"}' /proc/meminfo)"
+        rm /big
+        echo "free=$(awk '/SwapTotal/ {t=$2} /SwapFree/ {f=$2} END {print (t - f < 100000) ? "yes" : "no"}' /proc/meminfo)"
+    "#;
+    let bundle = Bundle::script(script).annotation("krun.ram_mib", "256");
+    let done = cwrun.run("big", &bundle).deadline(300).finish().ok();
+    eprintln!("500 MB written and read: {:?}", done.took);
+    Facts::of(&done).expect(&[("size", "500000000"), ("same", "yes"), ("swapped", "yes"), ("free", "yes")]);
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn the_bundle_decides_how_large_the_machine_is() {
+    let cwrun = Cwrun::new();
+    let script = "echo mib=$(($(awk '/MemTotal/ {print $2}' /proc/meminfo) / 1024)); echo cpus=$(grep -c ^processor /proc/cpuinfo)";
+    let limited = Bundle::script(script).with(|config| {
+        config["linux"]["resources"] = json!({"memory": {"limit": 384 << 20}, "cpu": {"quota": 100_000, "period": 100_000}});
+    });
+    let annotated = Bundle::script(script).annotation("krun.ram_mib", "640").annotation("krun.cpus", "3");
+    for (bundle, mib, cpus) in [(limited, 384, "1"), (annotated, 640, "3")] {
+        let done = cwrun.run("sized", &bundle).finish().ok();
+        let facts = Facts::of(&done);
+        let seen: u64 = facts.get("mib").parse().unwrap();
+        assert!((mib - 64..=mib).contains(&seen), "{seen} MiB, expected nearly {mib}");
+        assert_eq!(facts.get("cpus"), cpus);
+    }
+}

@@ -1,0 +1,11 @@
+//! End-to-end tests, by topic. Each needs a KVM that works and a machine of its own: run them in the testbed.
+
+mod crash;
+mod errors;
+mod guest;
+mod lifecycle;
+mod podman;
+mod secrecy;
+mod streams;
+mod tamper;
+mod terminal;
