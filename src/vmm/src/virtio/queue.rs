@@ -65,15 +65,12 @@ impl Queue {
 
     /// The next request, if there is one.
     pub fn pop<'m>(&mut self, memory: &'m GuestMemory) -> Result<Option<Chain<'m>>, Error> {
+        // Asked first: the driver may add a request between this and the next line, but takes none away.
+        if self.is_empty(memory)? {
+            return Ok(None);
+        }
         let size = self.ring.size();
-        let mut available = self.ring.iter(memory)?;
-        let Some(mut descriptors) = available.next() else {
-            return if self.is_empty(memory)? {
-                Ok(None)
-            } else {
-                Err(Error::Entry)
-            };
-        };
+        let mut descriptors = self.ring.iter(memory)?.next().ok_or(Error::Entry)?;
         let head = descriptors.head_index();
         let mut chain = Chain {
             head,

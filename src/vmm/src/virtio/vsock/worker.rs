@@ -431,3 +431,7 @@ impl Streams {
         None
     }
 }
+
+#[cfg(test)]
+#[path = "worker_test.rs"]
+mod tests;
