@@ -41,7 +41,9 @@ pub fn run() -> Result<()> {
         return farewell(control);
     };
     let mut phases = Phases::new(setup.debug);
-    match set_up(*setup, &mut phases) {
+    let prepared = set_up(*setup, &mut phases);
+    world::hurry(false);
+    match prepared {
         Ok(prepared) => {
             control.reply(id, Outcome::Ready { phases: phases.done })?;
             let Prepared {
@@ -91,6 +93,7 @@ fn set_up(setup: Setup, phases: &mut Phases) -> Result<Prepared> {
     scratch::overlay(&lower)?;
     phases.end("scratch");
     let sockets = open_streams(workload.process.terminal)?;
+    phases.end("streams");
     let prepared = prepare_process(&workload, &environment, sockets)?;
     phases.end("process");
     Ok(prepared)

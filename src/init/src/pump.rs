@@ -121,7 +121,7 @@ impl Pump {
                 Moved::Blocked | Moved::Ended => break,
             }
         }
-        if self.sink.as_ref().is_some_and(|sink| broken(sink)) {
+        if self.sink.as_ref().is_some_and(broken) {
             self.give_up();
         }
     }

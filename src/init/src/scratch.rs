@@ -55,6 +55,10 @@ fn inodes(bytes: u64) -> u64 {
     (bytes / BYTES_PER_INODE).max(MIN_INODES)
 }
 
+/// Pages on their way to the scratch disk at a time. Each needs a second page for its ciphertext; the device mapper's
+/// default of 2048 is more than a small guest has left when it begins to swap, and both sides then wait for each other.
+const SWAP_IN_FLIGHT: &str = "64";
+
 /// Swaps to `disk` under a key of this guest's own.
 fn swap_on(mapper: &Mapper, disk: &str) -> Result<()> {
     let bytes = size_of_device(disk)? / PAGE * PAGE;
@@ -75,6 +79,8 @@ fn swap_on(mapper: &Mapper, disk: &str) -> Result<()> {
         .open(&device)
         .and_then(|file| file.write_all_at(&page, 0).and_then(|()| file.sync_data()))
         .context(|| format!("write the swap header to {device}"))?;
+    let limit = "/sys/module/dm_mod/parameters/swap_bios";
+    fs::write(limit, SWAP_IN_FLIGHT).context(|| format!("set {limit}"))?;
     let path = CString::new(device.as_str()).map_err(|_| Failure::other("device name with a NUL byte"))?;
     sys::swap_on(&path, SWAP_FLAG_DISCARD | SWAP_FLAG_DISCARD_PAGES).context(|| format!("swap on {device}"))
 }

@@ -4,7 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{FileExt as _, symlink};
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -359,6 +359,7 @@ fn layers_stack_with_whiteouts_and_opaque_directories() {
         fs::hard_link(root.join("both"), root.join("linked")).unwrap();
     });
     let top = tempfile::tempdir().unwrap();
+    fs::set_permissions(top.path(), fs::Permissions::from_mode(0o750)).unwrap();
     let device = rustix::fs::makedev(0, 0);
     let character = rustix::fs::FileType::CharacterDevice;
     rustix::fs::mknodat(
@@ -377,7 +378,7 @@ fn layers_stack_with_whiteouts_and_opaque_directories() {
     let script = "ls -d /gone; ls /hidden; mv /hidden /renamed && cat /renamed/new; echo; echo more >>/both; cat /linked
         stat -c %a /; rm /both && ls /both; echo $?";
     let (output, error, _) = Machine::new(vec![convert(base.path()), convert(top.path())], script).run();
-    assert_eq!(output, "new\nnew\nlowermore\n700\n1\n", "{error}");
+    assert_eq!(output, "new\nnew\nlowermore\n750\n1\n", "{error}");
 }
 
 #[test]
