@@ -170,3 +170,28 @@ proptest! {
         }
     }
 }
+
+/// Requests that arrive at any moment of a `pop` are found by it or by the next one.
+#[test]
+fn a_driver_that_adds_while_the_device_looks_is_no_error() {
+    const REQUESTS: usize = 20_000;
+    let mut driver = driver();
+    let mut queue = driver.queue();
+    let memory = driver.memory.clone();
+    let device = std::thread::spawn(move || {
+        let mut served = 0;
+        while served < REQUESTS {
+            if let Some(chain) = queue.pop(&memory).unwrap() {
+                queue.push(&memory, chain.head, 0).unwrap();
+                served += 1;
+            }
+        }
+    });
+    for _ in 0..REQUESTS {
+        driver.add(&[(DATA, 4, true)]);
+        while driver.used().is_empty() && !device.is_finished() {
+            std::hint::spin_loop();
+        }
+    }
+    device.join().unwrap();
+}
