@@ -101,7 +101,7 @@ impl Monitor {
             },
         };
         let vm = phase("vmm", || -> Result<Running> {
-            let vm = Vm::new(config).context("the virtual machine can't be made")?;
+            let vm = Vm::new(config).context("the virtual machine can't be made on /dev/kvm")?;
             sandbox::enter().context("seccomp")?;
             vm.start().context("the virtual machine can't be started")
         })?;
