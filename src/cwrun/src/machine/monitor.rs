@@ -85,7 +85,7 @@ impl Monitor {
             cmdline: if machine.debug {
                 "ignore_loglevel".to_owned()
             } else {
-                "quiet".to_owned()
+                String::new()
             },
             memory_mib: machine.memory_mib,
             vcpus: machine.vcpus,
