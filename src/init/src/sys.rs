@@ -176,7 +176,7 @@ pub fn vsock_connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
     let socket = unsafe { OwnedFd::from_raw_fd(raw as i32) };
     // The default of two seconds is too short on a host under load.
     let timeout = libc::timeval {
-        tv_sec: 30,
+        tv_sec: 60,
         tv_usec: 0,
     };
     const SO_VM_SOCKETS_CONNECT_TIMEOUT: libc::c_int = 6;
