@@ -26,13 +26,28 @@ pub struct Bed {
 pub fn bed() -> &'static Bed {
     static BED: OnceLock<Bed> = OnceLock::new();
     BED.get_or_init(|| {
-        assert!(std::env::var_os("CWRUN_TESTBED").is_some(), "these tests change the machine: run them in the testbed");
+        assert!(
+            std::env::var_os("CWRUN_TESTBED").is_some(),
+            "these tests change the machine: run them in the testbed"
+        );
         adopt_orphans();
-        let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the workspace").to_owned();
-        let bed = Bed { top, dir: PathBuf::from("/tmp/cwrun-e2e") };
-        DirBuilder::new().recursive(true).mode(0o755).create(bed.dir.join("bin")).expect("the bed's directory can be made");
+        let top = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .expect("the package lies in the workspace")
+            .to_owned();
+        let bed = Bed {
+            top,
+            dir: PathBuf::from("/tmp/cwrun-e2e"),
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(bed.dir.join("bin"))
+            .expect("the bed's directory can be made");
         bed.copy_programs();
-        bed.once("busybox", |bed| copy(&bed.top.join("target/rootfs/busybox/."), &bed.dir.join("busybox")));
+        bed.once("busybox", |bed| {
+            copy(&bed.top.join("target/rootfs/busybox/."), &bed.dir.join("busybox"))
+        });
         bed
     })
 }
@@ -58,7 +73,11 @@ impl Bed {
     /// Disks shared by tests that don't bring a cache of their own.
     pub fn cache(&self) -> PathBuf {
         let path = self.dir.join("cache");
-        DirBuilder::new().recursive(true).mode(0o700).create(&path).expect("the shared cache can be made");
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&path)
+            .expect("the shared cache can be made");
         path
     }
 
@@ -73,21 +92,36 @@ impl Bed {
             let root = bed.dir.join("debian");
             fs::create_dir_all(&root).expect("a directory in the bed");
             let archive = bed.top.join("target/rootfs/debian.tar");
-            sh(Command::new("tar").arg("--numeric-owner").arg("--xattrs").arg("-C").arg(root).arg("-xpf").arg(archive));
+            sh(Command::new("tar")
+                .arg("--numeric-owner")
+                .arg("--xattrs")
+                .arg("-C")
+                .arg(root)
+                .arg("-xpf")
+                .arg(archive));
         });
         self.dir.join("debian")
     }
 
     /// Where tests make their own directories: in memory, not too deep, and not hidden from other users.
     pub fn scratch(&self) -> tempfile::TempDir {
-        let dir = tempfile::Builder::new().prefix("t").tempdir_in(&self.dir).expect("a directory in the bed");
-        fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("it is ours");
+        let dir = tempfile::Builder::new()
+            .prefix("t")
+            .tempdir_in(&self.dir)
+            .expect("a directory in the bed");
+        fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .expect("it is ours");
         dir
     }
 
     fn copy_programs(&self) {
-        let from = |name: &str, default: &str| std::env::var_os(name).map_or_else(|| self.top.join(default), PathBuf::from);
-        let (binary, guest) = (from("CWRUN_BINARY", "target/release/cwrun"), from("CWRUN_GUEST_DIR", "target/guest"));
+        let from = |name: &str, default: &str| {
+            std::env::var_os(name).map_or_else(|| self.top.join(default), PathBuf::from)
+        };
+        let (binary, guest) = (
+            from("CWRUN_BINARY", "target/release/cwrun"),
+            from("CWRUN_GUEST_DIR", "target/guest"),
+        );
         self.once("programs", |bed| {
             copy(&binary, &bed.cwrun());
             fs::create_dir_all(bed.guest()).expect("a directory in the bed");
@@ -112,6 +146,8 @@ fn copy(from: &Path, to: &Path) {
 }
 
 fn sh(command: &mut Command) {
-    let status = command.status().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let status = command
+        .status()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(status.success(), "{command:?}: {status}");
 }

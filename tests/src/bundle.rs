@@ -28,7 +28,10 @@ impl Bundle {
     /// On any root file system.
     pub fn on<A: AsRef<str>>(rootfs: &Path, args: impl IntoIterator<Item = A>) -> Self {
         let args: Vec<_> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
-        let bundle = Self { dir: bed().scratch(), config: configuration(rootfs, &args) };
+        let bundle = Self {
+            dir: bed().scratch(),
+            config: configuration(rootfs, &args),
+        };
         bundle.write();
         bundle
     }
@@ -63,8 +66,17 @@ impl Bundle {
 /// What podman writes for an ordinary container, without its network.
 fn configuration(rootfs: &Path, args: &[String]) -> Value {
     let capabilities = json!([
-        "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETFCAP",
-        "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_CHROOT"
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_FOWNER",
+        "CAP_FSETID",
+        "CAP_KILL",
+        "CAP_NET_BIND_SERVICE",
+        "CAP_SETFCAP",
+        "CAP_SETGID",
+        "CAP_SETPCAP",
+        "CAP_SETUID",
+        "CAP_SYS_CHROOT"
     ]);
     json!({
         "ociVersion": "1.0.2",

@@ -59,7 +59,13 @@ impl Cwrun {
         fs::create_dir_all("/sys/fs/cgroup/e2e").expect("cgroup2 is mounted");
         fs::create_dir(dir.path().join("root")).expect("the bed is writable");
         let before = Host::look(&[&dir.path().join("root"), &cache]);
-        Self { dir, cache, before, processes: host::processes(), _alone: alone }
+        Self {
+            dir,
+            cache,
+            before,
+            processes: host::processes(),
+            _alone: alone,
+        }
     }
 
     /// `--root`
@@ -103,7 +109,12 @@ impl Cwrun {
 
     /// `cwrun run`, not yet started.
     pub fn run(&self, id: &str, bundle: &Bundle) -> Run {
-        self.command(["run".as_ref(), "--bundle".as_ref(), bundle.path().as_os_str(), id.as_ref()])
+        self.command([
+            "run".as_ref(),
+            "--bundle".as_ref(),
+            bundle.path().as_os_str(),
+            id.as_ref(),
+        ])
     }
 
     /// `cwrun create`. Standard input is empty.
@@ -116,7 +127,13 @@ impl Cwrun {
     #[track_caller]
     pub fn create_with(&self, id: &str, bundle: &Bundle, options: &[&str], stdin: Stdio) -> Container {
         let pid_file = self.path(&format!("{id}.pid"));
-        let args = ["create".as_ref(), "--pid-file".as_ref(), pid_file.as_os_str(), "--bundle".as_ref(), bundle.path().as_os_str()];
+        let args = [
+            "create".as_ref(),
+            "--pid-file".as_ref(),
+            pid_file.as_os_str(),
+            "--bundle".as_ref(),
+            bundle.path().as_os_str(),
+        ];
         let command = self.command(args).args(options).arg(id).command();
         let mut container = self.detached(id, command, stdin);
         let text = fs::read_to_string(&pid_file).expect("create writes the pid file");
@@ -133,8 +150,17 @@ impl Cwrun {
         let what = format!("{command:?}");
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{what}: {error}"));
         let status = crate::process::wait(&mut child, crate::process::DEADLINE, &what);
-        assert!(status.success(), "{what}: {status}\n{}", fs::read_to_string(&stderr).unwrap_or_default());
-        Container { id: id.to_owned(), stdout, stderr, pid: 0 }
+        assert!(
+            status.success(),
+            "{what}: {status}\n{}",
+            fs::read_to_string(&stderr).unwrap_or_default()
+        );
+        Container {
+            id: id.to_owned(),
+            stdout,
+            stderr,
+            pid: 0,
+        }
     }
 
     /// `cwrun state`, or `None` if there is no such container.
@@ -174,7 +200,11 @@ impl Cwrun {
 
     /// Ends and removes everything, after a test that failed.
     fn clear(&self) {
-        let ids: Vec<_> = fs::read_dir(self.root()).into_iter().flatten().filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+        let ids: Vec<_> = fs::read_dir(self.root())
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .collect();
         for id in ids {
             let mut delete = self.command(["delete", "--force", &id]).command();
             if let Ok(mut child) = delete.stdin(Stdio::null()).spawn() {
@@ -186,7 +216,10 @@ impl Cwrun {
                 let _ = child.wait();
             }
         }
-        for (pid, _) in host::processes().into_iter().filter(|process| !self.processes.contains(process)) {
+        for (pid, _) in host::processes()
+            .into_iter()
+            .filter(|process| !self.processes.contains(process))
+        {
             if let Some(pid) = Pid::from_raw(pid) {
                 let _ = rustix::process::kill_process(pid, Signal::KILL);
             }
@@ -247,12 +280,19 @@ pub fn wait_for_end(pid: i32, deadline: Duration) -> i32 {
         match rustix::process::waitpid(process, WaitOptions::NOHANG) {
             Ok(Some((_, status))) => {
                 let signal = status.terminating_signal().map(|signal| 128 + signal);
-                return status.exit_status().or(signal).expect("a process exits or is killed");
+                return status
+                    .exit_status()
+                    .or(signal)
+                    .expect("a process exits or is killed");
             }
             Ok(None) => {}
             Err(error) => panic!("process {pid} is not ours to wait for: {error}"),
         }
-        assert!(Instant::now() < end, "process {pid} did not end within {} s", deadline.as_secs());
+        assert!(
+            Instant::now() < end,
+            "process {pid} did not end within {} s",
+            deadline.as_secs()
+        );
         std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -14,20 +14,32 @@ impl Host {
     pub fn look(files: &[&Path]) -> Self {
         reap();
         let mut found = BTreeSet::new();
-        found.extend(processes().into_iter().map(|(pid, name)| format!("process {pid} {name}")));
+        found.extend(
+            processes()
+                .into_iter()
+                .map(|(pid, name)| format!("process {pid} {name}")),
+        );
         found.extend(mounts().map(|mount| format!("mount {mount}")));
         found.extend(cgroups().map(|path| format!("cgroup {}", path.display())));
         found.extend(names("/sys/class/net").map(|name| format!("network device {name}")));
         found.extend(block_devices().map(|name| format!("block device {name}")));
         for dir in files {
-            found.extend(tree(dir).into_iter().filter(|path| !stays(path)).map(|path| format!("file {}", path.display())));
+            found.extend(
+                tree(dir)
+                    .into_iter()
+                    .filter(|path| !stays(path))
+                    .map(|path| format!("file {}", path.display())),
+            );
         }
         Self(found)
     }
 
     /// What is there now and was not before, and what was and is not.
     pub fn difference(&self, before: &Self) -> Vec<String> {
-        let new = self.0.difference(&before.0).map(|line| format!("left behind: {line}"));
+        let new = self
+            .0
+            .difference(&before.0)
+            .map(|line| format!("left behind: {line}"));
         let gone = before.0.difference(&self.0).map(|line| format!("gone: {line}"));
         new.chain(gone).collect()
     }
@@ -54,7 +66,10 @@ pub fn reap() {
 
 fn mounts() -> impl Iterator<Item = String> {
     let text = fs::read_to_string("/proc/self/mountinfo").expect("proc(5) is mounted");
-    let mounts: Vec<_> = text.lines().filter_map(|line| line.split(' ').nth(4).map(str::to_owned)).collect();
+    let mounts: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4).map(str::to_owned))
+        .collect();
     mounts.into_iter()
 }
 
@@ -62,13 +77,19 @@ fn mounts() -> impl Iterator<Item = String> {
 fn cgroups() -> impl Iterator<Item = PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
     let shared = root.join("cwrun");
-    tree(root).into_iter().filter(move |path| path.is_dir() && *path != shared)
+    tree(root)
+        .into_iter()
+        .filter(move |path| path.is_dir() && *path != shared)
 }
 
 /// Loop devices with a file behind them, and device-mapper devices.
 fn block_devices() -> impl Iterator<Item = String> {
     let in_use = |name: &String| {
-        name.starts_with("dm-") || Path::new("/sys/block").join(name).join("loop/backing_file").exists()
+        name.starts_with("dm-")
+            || Path::new("/sys/block")
+                .join(name)
+                .join("loop/backing_file")
+                .exists()
     };
     names("/sys/block").filter(in_use)
 }
@@ -101,5 +122,8 @@ pub fn tree(dir: &Path) -> Vec<PathBuf> {
 }
 
 fn names(dir: &str) -> impl Iterator<Item = String> {
-    fs::read_dir(dir).into_iter().flatten().filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+    fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
 }

@@ -27,5 +27,9 @@ pub use process::{Finished, Run};
 
 /// `short` repetitions, or `long` in a soak (`CWRUN_SOAK` set).
 pub fn rounds(short: usize, long: usize) -> usize {
-    if std::env::var_os("CWRUN_SOAK").is_some() { long } else { short }
+    if std::env::var_os("CWRUN_SOAK").is_some() {
+        long
+    } else {
+        short
+    }
 }

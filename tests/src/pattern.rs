@@ -9,8 +9,15 @@ pub struct Choices(u64);
 impl Choices {
     /// From `CWRUN_SEED`, else from the clock. The seed is printed, so that a failing run can be repeated.
     pub fn new() -> Self {
-        let now = || std::time::UNIX_EPOCH.elapsed().map_or(1, |elapsed| elapsed.as_nanos() as u64);
-        let seed = std::env::var("CWRUN_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(now);
+        let now = || {
+            std::time::UNIX_EPOCH
+                .elapsed()
+                .map_or(1, |elapsed| elapsed.as_nanos() as u64)
+        };
+        let seed = std::env::var("CWRUN_SEED")
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or_else(now);
         eprintln!("CWRUN_SEED={seed}");
         Self(seed | 1)
     }
@@ -58,7 +65,10 @@ pub fn bytes(length: usize) -> Vec<u8> {
 
 /// SHA-256 in hexadecimal, as sha256sum(1) prints it.
 pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// Where `needle` is in `haystack`.
@@ -90,7 +100,11 @@ mod tests {
             ("xyz", "q", None),
             ("", "q", None),
         ] {
-            assert_eq!(find(haystack.as_bytes(), needle.as_bytes()), at, "{needle} in {haystack}");
+            assert_eq!(
+                find(haystack.as_bytes(), needle.as_bytes()),
+                at,
+                "{needle} in {haystack}"
+            );
         }
     }
 

@@ -35,7 +35,11 @@ pub struct Finished {
 impl Run {
     /// The program `name`.
     pub fn new(name: impl AsRef<OsStr>) -> Self {
-        Self { command: Command::new(name), stdin: None, deadline: DEADLINE }
+        Self {
+            command: Command::new(name),
+            stdin: None,
+            deadline: DEADLINE,
+        }
     }
 
     /// One more argument.
@@ -88,10 +92,17 @@ impl Run {
     /// Runs it to the end and collects what it writes.
     pub fn finish(mut self) -> Finished {
         let what = format!("{:?}", self.command);
-        self.command.stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
+        self.command.stdin(if self.stdin.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        });
         self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let start = Instant::now();
-        let mut child = self.command.spawn().unwrap_or_else(|error| panic!("{what}: {error}"));
+        let mut child = self
+            .command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{what}: {error}"));
         feed(&mut child, self.stdin);
         let stdout = child.stdout.take().map(collect).expect("it is piped");
         let stderr = child.stderr.take().map(collect).expect("it is piped");
@@ -102,17 +113,28 @@ impl Run {
         let [stdout, stderr] = [stdout, stderr].map(|reader| {
             let end = Instant::now() + rest;
             while !reader.is_finished() {
-                assert!(Instant::now() < end, "{what}: ended, but something holds its output open");
+                assert!(
+                    Instant::now() < end,
+                    "{what}: ended, but something holds its output open"
+                );
                 std::thread::sleep(Duration::from_millis(2));
             }
             reader.join().expect("reading a pipe does not panic")
         });
-        Finished { code: code(status), stdout, stderr: String::from_utf8_lossy(&stderr).into_owned(), took, what }
+        Finished {
+            code: code(status),
+            stdout,
+            stderr: String::from_utf8_lossy(&stderr).into_owned(),
+            took,
+            what,
+        }
     }
 
     /// Starts it with its standard streams as the command has them; the caller waits with [`wait`].
     pub fn spawn(mut self) -> Child {
-        self.command.spawn().unwrap_or_else(|error| panic!("{:?}: {error}", self.command))
+        self.command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{:?}: {error}", self.command))
     }
 }
 
@@ -150,7 +172,10 @@ pub fn wait(child: &mut Child, deadline: Duration, what: &str) -> ExitStatus {
 
 /// Exit code, or 128 + signal.
 pub fn code(status: ExitStatus) -> i32 {
-    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).expect("a process exits or is killed")
+    status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal))
+        .expect("a process exits or is killed")
 }
 
 /// Repeats a look until it sees what it wants; fails the test when that takes too long.
@@ -200,6 +225,8 @@ impl Finished {
 /// The end of a text, which may be long.
 fn tail(text: &str) -> &str {
     let start = text.len().saturating_sub(2000);
-    let start = (start..text.len()).find(|index| text.is_char_boundary(*index)).unwrap_or(start);
+    let start = (start..text.len())
+        .find(|index| text.is_char_boundary(*index))
+        .unwrap_or(start);
     &text[start..]
 }

@@ -46,7 +46,12 @@ struct Scene<'a> {
 impl Scene<'_> {
     fn spawn(&self, args: &[&str]) -> Child {
         let mut command = self.cwrun.command(args).command();
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("cwrun starts")
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("cwrun starts")
     }
 
     fn call(&self, args: &[&str]) {
@@ -62,7 +67,10 @@ impl Scene<'_> {
             Doing::Create => (self.spawn(&["create", "--bundle", &bundle, ID]), 1500),
             Doing::ColdCreate => {
                 fs::write(self.cold_root.join("etc/round"), round.to_string()).expect("the bed is writable");
-                (self.spawn(&["create", "--bundle", &self.cold.path().to_string_lossy(), ID]), 500)
+                (
+                    self.spawn(&["create", "--bundle", &self.cold.path().to_string_lossy(), ID]),
+                    500,
+                )
             }
             Doing::Start => {
                 self.call(&["create", "--bundle", &bundle, ID]);
@@ -79,8 +87,13 @@ impl Scene<'_> {
 
     /// Processes of the victim, the called command apart.
     fn victims(&self, command: &Child) -> Vec<i32> {
-        let victims = host::processes().into_iter().filter(|process| !self.others.contains(process));
-        victims.map(|(pid, _)| pid).filter(|pid| *pid != command.id() as i32).collect()
+        let victims = host::processes()
+            .into_iter()
+            .filter(|process| !self.others.contains(process));
+        victims
+            .map(|(pid, _)| pid)
+            .filter(|pid| *pid != command.id() as i32)
+            .collect()
     }
 
     fn kill(&self, command: &mut Child, target: Target) {
@@ -104,8 +117,12 @@ fn kill(pid: i32) {
 
 /// A container that must live through all of it, and can say so.
 fn bystander(cwrun: &Cwrun) -> Container {
-    let script = "trap 'echo alive' USR1; trap 'exit 11' TERM; echo ready; while :; do sleep 1 & wait $!; done";
-    let container = cwrun.create("bystander", &Bundle::script(script).annotation("krun.ram_mib", "256"));
+    let script =
+        "trap 'echo alive' USR1; trap 'exit 11' TERM; echo ready; while :; do sleep 1 & wait $!; done";
+    let container = cwrun.create(
+        "bystander",
+        &Bundle::script(script).annotation("krun.ram_mib", "256"),
+    );
     cwrun.ok(["start", "bystander"]);
     container.expect_output("ready");
     container
@@ -118,7 +135,15 @@ fn a_kill_at_any_moment_leaves_nothing_that_delete_cannot_remove() {
     let witness = bystander(&cwrun);
     let script = "while :; do sleep 1 & wait $!; done";
     let cold_root = cwrun.path("cold");
-    assert!(std::process::Command::new("cp").arg("-a").arg(bed().busybox()).arg(&cold_root).status().unwrap().success());
+    assert!(
+        std::process::Command::new("cp")
+            .arg("-a")
+            .arg(bed().busybox())
+            .arg(&cold_root)
+            .status()
+            .unwrap()
+            .success()
+    );
     let small = |bundle: Bundle| bundle.annotation("krun.ram_mib", "256");
     let scene = Scene {
         cwrun: &cwrun,
@@ -131,7 +156,13 @@ fn a_kill_at_any_moment_leaves_nothing_that_delete_cannot_remove() {
     let before = Host::look(&[&root, cwrun.cache()]);
 
     let mut choices = Choices::new();
-    let all = [Doing::Create, Doing::ColdCreate, Doing::Start, Doing::Run, Doing::Delete];
+    let all = [
+        Doing::Create,
+        Doing::ColdCreate,
+        Doing::Start,
+        Doing::Run,
+        Doing::Delete,
+    ];
     for round in 0..rounds(12, 200) {
         // Each kind in turn, so that even a short run has them all.
         let doing = all[round % all.len()];
@@ -152,12 +183,18 @@ fn a_kill_at_any_moment_leaves_nothing_that_delete_cannot_remove() {
             std::thread::sleep(Duration::from_millis(20));
             left = Host::look(&[&root, cwrun.cache()]).difference(&before);
         }
-        assert!(left.is_empty(), "{what}: the host is not as it was before:\n{}", left.join("\n"));
+        assert!(
+            left.is_empty(),
+            "{what}: the host is not as it was before:\n{}",
+            left.join("\n")
+        );
         assert_eq!(cwrun.ok(["list", "--quiet"]), "bystander\n", "{what}");
 
         let alive = witness.output().matches("alive").count();
         cwrun.ok(["kill", "bystander", "USR1"]);
-        eventually(&format!("{what}: a sign of life"), 10, || (witness.output().matches("alive").count() > alive).then_some(()));
+        eventually(&format!("{what}: a sign of life"), 10, || {
+            (witness.output().matches("alive").count() > alive).then_some(())
+        });
         if round % 10 == 9 {
             let again = Bundle::script("exit 3").annotation("krun.ram_mib", "256");
             cwrun.run(ID, &again).finish().expect(3);
@@ -186,15 +223,31 @@ fn without_its_vmm_a_container_is_stopped() {
 fn a_guest_that_dies_ends_its_container() {
     let cwrun = Cwrun::new();
     // The workload has what it takes to crash its kernel: that is its own affair, but must not hang anybody.
-    let bundle = Bundle::script("echo going; echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger; sleep 30").with(|config| {
-        config["linux"]["readonlyPaths"] = serde_json::json!([]);
-        config["process"]["capabilities"]["effective"].as_array_mut().unwrap().push("CAP_SYS_ADMIN".into());
-        config["process"]["capabilities"]["permitted"].as_array_mut().unwrap().push("CAP_SYS_ADMIN".into());
-        config["process"]["capabilities"]["bounding"].as_array_mut().unwrap().push("CAP_SYS_ADMIN".into());
-    });
+    let bundle =
+        Bundle::script("echo going; echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger; sleep 30")
+            .with(|config| {
+                config["linux"]["readonlyPaths"] = serde_json::json!([]);
+                config["process"]["capabilities"]["effective"]
+                    .as_array_mut()
+                    .unwrap()
+                    .push("CAP_SYS_ADMIN".into());
+                config["process"]["capabilities"]["permitted"]
+                    .as_array_mut()
+                    .unwrap()
+                    .push("CAP_SYS_ADMIN".into());
+                config["process"]["capabilities"]["bounding"]
+                    .as_array_mut()
+                    .unwrap()
+                    .push("CAP_SYS_ADMIN".into());
+            });
     let done = cwrun.run("crash", &bundle).deadline(30).finish();
     assert_eq!(done.text(), "going\n");
-    assert!(done.code != 0 && done.stderr.contains("cwrun: "), "exit code {}: {}", done.code, done.stderr);
+    assert!(
+        done.code != 0 && done.stderr.contains("cwrun: "),
+        "exit code {}: {}",
+        done.code,
+        done.stderr
+    );
 }
 
 #[test]

@@ -12,17 +12,28 @@ struct Facts(BTreeMap<String, String>);
 impl Facts {
     fn of(done: &Finished) -> Self {
         let facts = done.text();
-        Self(facts.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.to_owned(), v.trim().to_owned())).collect())
+        Self(
+            facts
+                .lines()
+                .filter_map(|line| line.split_once('='))
+                .map(|(k, v)| (k.to_owned(), v.trim().to_owned()))
+                .collect(),
+        )
     }
 
     #[track_caller]
     fn get(&self, key: &str) -> &str {
-        self.0.get(key).unwrap_or_else(|| panic!("{key} is not in {:?}", self.0))
+        self.0
+            .get(key)
+            .unwrap_or_else(|| panic!("{key} is not in {:?}", self.0))
     }
 
     #[track_caller]
     fn expect(&self, expected: &[(&str, &str)]) {
-        let wrong: Vec<_> = expected.iter().filter(|(key, value)| self.get(key) != *value).collect();
+        let wrong: Vec<_> = expected
+            .iter()
+            .filter(|(key, value)| self.get(key) != *value)
+            .collect();
         assert!(wrong.is_empty(), "expected {wrong:?} in {:?}", self.0);
     }
 }
@@ -51,13 +62,24 @@ fn the_root_is_our_kernel_over_an_encrypted_and_verified_disk() {
     assert_eq!(facts.get("root"), "overlay overlay");
     // The layer's mappings, one on the other, on the first disk; beside them only the scratch space's.
     let mappings: Vec<_> = facts.0.iter().filter(|(key, _)| key.starts_with("dm-")).collect();
-    let name = |at: &str| mappings.iter().find(|(key, _)| key.as_str() == at).map(|(_, below)| below.as_str());
+    let name = |at: &str| {
+        mappings
+            .iter()
+            .find(|(key, _)| key.as_str() == at)
+            .map(|(_, below)| below.as_str())
+    };
     assert_eq!(name("dm-layer0-crypt"), Some("vda"), "{mappings:?}");
-    assert!(name("dm-layer0").is_some_and(|below| below.starts_with("dm-")), "{mappings:?}");
+    assert!(
+        name("dm-layer0").is_some_and(|below| below.starts_with("dm-")),
+        "{mappings:?}"
+    );
     facts.expect(&[("disk-vda", "1"), ("pid", "1"), ("hidden", "0"), ("modules", "0")]);
     let clock: i64 = facts.get("clock").parse().unwrap();
     let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() as i64;
-    assert!((now - clock).abs() <= 60, "the guest's clock says {clock}, the host's {now}");
+    assert!(
+        (now - clock).abs() <= 60,
+        "the guest's clock says {clock}, the host's {now}"
+    );
 }
 
 #[test]
@@ -190,10 +212,16 @@ fn file_systems_devices_and_hidden_paths() {
         ("sys-write", "no"),
     ]);
     for flag in ["nosuid", "nodev", "noexec"] {
-        assert!(facts.get("data-options").split(',').any(|option| option == flag), "{flag}");
+        assert!(
+            facts.get("data-options").split(',').any(|option| option == flag),
+            "{flag}"
+        );
     }
     let processes: u32 = facts.get("processes").parse().unwrap();
-    assert!(processes < 10, "the workload sees {processes} processes, so not only its own");
+    assert!(
+        processes < 10,
+        "the workload sees {processes} processes, so not only its own"
+    );
 }
 
 #[test]
@@ -238,7 +266,11 @@ fn a_read_only_root_and_files_that_the_engine_injects() {
         ("secret-write", "no"),
         ("binary", &e2e::pattern::sha256(&content)),
     ]);
-    assert_eq!(fs::read_to_string(&hosts).unwrap(), "127.0.0.1 injected\n", "changes stay in the guest");
+    assert_eq!(
+        fs::read_to_string(&hosts).unwrap(),
+        "127.0.0.1 injected\n",
+        "changes stay in the guest"
+    );
 }
 
 #[test]
@@ -248,17 +280,32 @@ fn the_writable_layer_is_fresh_for_each_container() {
     let script = "ls /etc/mark 2>/dev/null; cat /etc/passwd | head -n 1; echo changed >/etc/passwd; rm -r /var; ln -s passwd /etc/mark; ls -d /var /etc/mark; mv /home /moved; chmod 700 /usr; stat -c %a /usr";
     for round in 0..2 {
         let done = cwrun.run("fresh", &Bundle::script(script)).finish().ok();
-        assert_eq!(done.text(), "root:x:0:0:root:/root:/bin/sh\n/etc/mark\n700\n", "round {round}");
+        assert_eq!(
+            done.text(),
+            "root:x:0:0:root:/root:/bin/sh\n/etc/mark\n700\n",
+            "round {round}"
+        );
     }
-    assert!(fs::read_to_string(bed().busybox().join("etc/passwd")).unwrap().starts_with("root:"), "the source is untouched");
+    assert!(
+        fs::read_to_string(bed().busybox().join("etc/passwd"))
+            .unwrap()
+            .starts_with("root:"),
+        "the source is untouched"
+    );
 
     // In memory alone, and with a limit that is enforced.
     for scratch in ["ram", "16MiB"] {
         let script = "head -c 8000000 /dev/zero >/small && head -c 2000000000 /dev/zero >/large; echo $?; rm /large; sync; stat -c %s /small";
-        let bundle = Bundle::script(script).annotation("io.cwrun.scratch", scratch).annotation("krun.ram_mib", "256");
+        let bundle = Bundle::script(script)
+            .annotation("io.cwrun.scratch", scratch)
+            .annotation("krun.ram_mib", "256");
         let done = cwrun.run("limited", &bundle).finish().ok();
         assert_eq!(done.text(), "1\n8000000\n", "{scratch}: {}", done.stderr);
-        assert!(done.stderr.contains("No space left"), "{scratch}: {}", done.stderr);
+        assert!(
+            done.stderr.contains("No space left"),
+            "{scratch}: {}",
+            done.stderr
+        );
     }
 }
 
@@ -310,8 +357,16 @@ fn debian_runs_real_programs() {
     let done = cwrun.run("debian", &bundle).deadline(300).finish().ok();
     eprintln!("Debian: {:?}", done.took);
     let facts = Facts::of(&done);
-    let failed: Vec<_> = facts.0.iter().filter(|(key, value)| *key != "packages" && *value != "ok").collect();
-    assert!(failed.is_empty() && facts.0.len() == 16, "{failed:#?}\n{}", done.text());
+    let failed: Vec<_> = facts
+        .0
+        .iter()
+        .filter(|(key, value)| *key != "packages" && *value != "ok")
+        .collect();
+    assert!(
+        failed.is_empty() && facts.0.len() == 16,
+        "{failed:#?}\n{}",
+        done.text()
+    );
     assert!(facts.get("packages").parse::<u32>().unwrap() > 80);
 }
 
@@ -332,7 +387,12 @@ fn half_a_gigabyte_in_the_writable_layer() {
     let bundle = Bundle::script(script).annotation("krun.ram_mib", "256");
     let done = cwrun.run("big", &bundle).deadline(300).finish().ok();
     eprintln!("500 MB written and read: {:?}", done.took);
-    Facts::of(&done).expect(&[("size", "500000000"), ("same", "yes"), ("swapped", "yes"), ("free", "yes")]);
+    Facts::of(&done).expect(&[
+        ("size", "500000000"),
+        ("same", "yes"),
+        ("swapped", "yes"),
+        ("free", "yes"),
+    ]);
 }
 
 #[test]
@@ -341,14 +401,20 @@ fn the_bundle_decides_how_large_the_machine_is() {
     let cwrun = Cwrun::new();
     let script = "echo mib=$(($(awk '/MemTotal/ {print $2}' /proc/meminfo) / 1024)); echo cpus=$(grep -c ^processor /proc/cpuinfo)";
     let limited = Bundle::script(script).with(|config| {
-        config["linux"]["resources"] = json!({"memory": {"limit": 384 << 20}, "cpu": {"quota": 100_000, "period": 100_000}});
+        config["linux"]["resources"] =
+            json!({"memory": {"limit": 384 << 20}, "cpu": {"quota": 100_000, "period": 100_000}});
     });
-    let annotated = Bundle::script(script).annotation("krun.ram_mib", "640").annotation("krun.cpus", "3");
+    let annotated = Bundle::script(script)
+        .annotation("krun.ram_mib", "640")
+        .annotation("krun.cpus", "3");
     for (bundle, mib, cpus) in [(limited, 384, "1"), (annotated, 640, "3")] {
         let done = cwrun.run("sized", &bundle).finish().ok();
         let facts = Facts::of(&done);
         let seen: u64 = facts.get("mib").parse().unwrap();
-        assert!((mib - 64..=mib).contains(&seen), "{seen} MiB, expected nearly {mib}");
+        assert!(
+            (mib - 64..=mib).contains(&seen),
+            "{seen} MiB, expected nearly {mib}"
+        );
         assert_eq!(facts.get("cpus"), cpus);
     }
 }

@@ -21,11 +21,25 @@ impl Podman {
         static IMPORT: Once = Once::new();
         IMPORT.call_once(|| {
             let archive = bed().busybox().with_extension("tar");
-            let pack = Command::new("tar").arg("-C").arg(bed().busybox()).arg("-cf").arg(&archive).arg(".").status();
+            let pack = Command::new("tar")
+                .arg("-C")
+                .arg(bed().busybox())
+                .arg("-cf")
+                .arg(&archive)
+                .arg(".")
+                .status();
             assert!(pack.expect("tar runs").success());
-            Run::new("podman").args(["import", "-q"]).arg(&archive).arg(IMAGE).finish().ok();
+            Run::new("podman")
+                .args(["import", "-q"])
+                .arg(&archive)
+                .arg(IMAGE)
+                .finish()
+                .ok();
             // What podman itself sets up once and keeps is there before the first look at the host.
-            with("crun", &["run", "--rm", "--network", "none", IMAGE, "true"]).deadline(120).finish().ok();
+            with("crun", &["run", "--rm", "--network", "none", IMAGE, "true"])
+                .deadline(120)
+                .finish()
+                .ok();
         });
         Self { _cwrun: Cwrun::new() }
     }
@@ -42,7 +56,8 @@ impl Podman {
 
     /// `podman run --rm` of a shell script, without network.
     fn script(&self, script: &str) -> Finished {
-        self.command(&["run", "--rm", "--network", "none", IMAGE, "sh", "-c", script]).finish()
+        self.command(&["run", "--rm", "--network", "none", IMAGE, "sh", "-c", script])
+            .finish()
     }
 
     #[track_caller]
@@ -57,14 +72,22 @@ impl Drop for Podman {
         let done = self.command(&["rm", "--all", "--force", "--time", "0"]).finish();
         if !std::thread::panicking() {
             done.ok();
-            let left: Vec<_> = fs::read_dir("/run/cwrun").into_iter().flatten().filter_map(Result::ok).collect();
+            let left: Vec<_> = fs::read_dir("/run/cwrun")
+                .into_iter()
+                .flatten()
+                .filter_map(Result::ok)
+                .collect();
             assert!(left.is_empty(), "left in the state directory: {left:?}");
         }
     }
 }
 
 fn with(runtime: &str, args: &[&str]) -> Run {
-    Run::new("podman").args(["--runtime", runtime]).args(args).env_remove("CWRUN_GUEST_DIR").env_remove("CWRUN_CACHE_DIR")
+    Run::new("podman")
+        .args(["--runtime", runtime])
+        .args(args)
+        .env_remove("CWRUN_GUEST_DIR")
+        .env_remove("CWRUN_CACHE_DIR")
 }
 
 #[test]
@@ -73,7 +96,11 @@ fn run_gives_streams_and_exit_code() {
     let podman = Podman::new();
     let done = podman.script("echo out; echo err >&2; exit 7").expect(7);
     assert_eq!((done.text().as_str(), done.stderr.as_str()), ("out\n", "err\n"));
-    let done = podman.command(&["run", "--rm", "-i", "--network", "none", IMAGE, "sha256sum"]).stdin("abc").finish().ok();
+    let done = podman
+        .command(&["run", "--rm", "-i", "--network", "none", IMAGE, "sha256sum"])
+        .stdin("abc")
+        .finish()
+        .ok();
     assert!(done.text().starts_with("ba7816bf"), "{}", done.text());
 }
 
@@ -92,14 +119,48 @@ fn failures_are_told_as_with_crun() {
     ] {
         let run = [&["run", "--rm", "--network", "none", IMAGE], args].concat();
         let (ours, theirs) = (podman.command(&run).finish(), with("crun", &run).finish());
-        assert_eq!(ours.code, theirs.code, "{args:?}: {} / {}", ours.stderr, theirs.stderr);
-        assert_eq!(ours.stderr.is_empty(), theirs.stderr.is_empty(), "{args:?}: {} / {}", ours.stderr, theirs.stderr);
+        assert_eq!(
+            ours.code, theirs.code,
+            "{args:?}: {} / {}",
+            ours.stderr, theirs.stderr
+        );
+        assert_eq!(
+            ours.stderr.is_empty(),
+            theirs.stderr.is_empty(),
+            "{args:?}: {} / {}",
+            ours.stderr,
+            theirs.stderr
+        );
     }
     let run = ["run", "--rm", "--network", "none", IMAGE];
-    assert_eq!(podman.command(&[&run[..], &["/no/such/program"]].concat()).finish().code, 127);
-    assert_eq!(podman.command(&[&run[..], &["/etc/passwd"]].concat()).finish().code, 126);
+    assert_eq!(
+        podman
+            .command(&[&run[..], &["/no/such/program"]].concat())
+            .finish()
+            .code,
+        127
+    );
+    assert_eq!(
+        podman
+            .command(&[&run[..], &["/etc/passwd"]].concat())
+            .finish()
+            .code,
+        126
+    );
     // A field that cannot be honoured comes out as one sentence that podman passes on.
-    let dir = podman.command(&["run", "--rm", "--network", "none", "-v", "/tmp:/shared", IMAGE, "true"]).finish().expect(126);
+    let dir = podman
+        .command(&[
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "-v",
+            "/tmp:/shared",
+            IMAGE,
+            "true",
+        ])
+        .finish()
+        .expect(126);
     assert!(dir.stderr.contains("/shared"), "{}", dir.stderr);
 }
 
@@ -108,7 +169,18 @@ fn failures_are_told_as_with_crun() {
 fn a_detached_container_through_its_whole_life() {
     let podman = Podman::new();
     let script = "trap 'echo stopping; exit 0' TERM; trap 'echo usr1' USR1; echo started; echo problem >&2; while :; do sleep 1 & wait $!; done";
-    let id = podman.ok(&["run", "-d", "--name", "life", "--network", "none", IMAGE, "sh", "-c", script]);
+    let id = podman.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "life",
+        "--network",
+        "none",
+        IMAGE,
+        "sh",
+        "-c",
+        script,
+    ]);
     let logs = |text: &str| {
         eventually(text, 30, || {
             let done = podman.command(&["logs", "life"]).finish().ok();
@@ -117,11 +189,18 @@ fn a_detached_container_through_its_whole_life() {
     };
     logs("started");
     let both = logs("problem");
-    assert_eq!((both.text().as_str(), both.stderr.as_str()), ("started\n", "problem\n"), "logs keep the streams apart");
+    assert_eq!(
+        (both.text().as_str(), both.stderr.as_str()),
+        ("started\n", "problem\n"),
+        "logs keep the streams apart"
+    );
     let ps = podman.ok(&["ps", "--format", "{{.ID}} {{.Names}} {{.State}}", "--no-trunc"]);
     assert_eq!(ps.trim(), format!("{} life running", id.trim()));
     let state = podman.inspect("life");
-    assert_eq!((state["Status"].as_str(), state["Running"].as_bool()), (Some("running"), Some(true)));
+    assert_eq!(
+        (state["Status"].as_str(), state["Running"].as_bool()),
+        (Some("running"), Some(true))
+    );
     let vmm = state["Pid"].as_u64().expect("a number");
     assert!(Path::new(&format!("/proc/{vmm}")).exists());
 
@@ -131,12 +210,21 @@ fn a_detached_container_through_its_whole_life() {
     logs("stopping");
     assert_eq!(podman.ok(&["wait", "life"]).trim(), "0");
     let state = podman.inspect("life");
-    assert_eq!((state["Status"].as_str(), state["ExitCode"].as_i64()), (Some("exited"), Some(0)));
-    assert!(podman.ok(&["ps", "--all", "--format", "{{.Status}}"]).starts_with("Exited (0)"));
+    assert_eq!(
+        (state["Status"].as_str(), state["ExitCode"].as_i64()),
+        (Some("exited"), Some(0))
+    );
+    assert!(
+        podman
+            .ok(&["ps", "--all", "--format", "{{.Status}}"])
+            .starts_with("Exited (0)")
+    );
 
     // Once more from the same container: `start` makes a new VM.
     podman.ok(&["start", "life"]);
-    eventually("a second start", 30, || (podman.ok(&["logs", "life"]).matches("started").count() == 2).then_some(()));
+    eventually("a second start", 30, || {
+        (podman.ok(&["logs", "life"]).matches("started").count() == 2).then_some(())
+    });
     podman.ok(&["kill", "life"]);
     assert_eq!(podman.ok(&["wait", "life"]).trim(), "137");
     assert_eq!(podman.inspect("life")["ExitCode"], 137);
@@ -148,18 +236,52 @@ fn a_detached_container_through_its_whole_life() {
 #[ignore = "needs KVM: run in the testbed"]
 fn exit_codes_and_forced_removal() {
     let podman = Podman::new();
-    podman.ok(&["run", "-d", "--name", "seven", "--network", "none", IMAGE, "sh", "-c", "exit 7"]);
+    podman.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "seven",
+        "--network",
+        "none",
+        IMAGE,
+        "sh",
+        "-c",
+        "exit 7",
+    ]);
     assert_eq!(podman.ok(&["wait", "seven"]).trim(), "7");
     assert_eq!(podman.inspect("seven")["ExitCode"], 7);
     assert_eq!(podman.command(&["start", "--attach", "seven"]).finish().code, 7);
     // It ignores SIGTERM, so stop has to kill it.
-    podman.ok(&["run", "-d", "--name", "deaf", "--network", "none", IMAGE, "sh", "-c", "trap '' TERM; while :; do sleep 1; done"]);
+    podman.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "deaf",
+        "--network",
+        "none",
+        IMAGE,
+        "sh",
+        "-c",
+        "trap '' TERM; while :; do sleep 1; done",
+    ]);
     podman.ok(&["stop", "--time", "1", "deaf"]);
     assert_eq!(podman.inspect("deaf")["ExitCode"], 137);
     // Running, created and exited containers all go by force.
-    podman.ok(&["run", "-d", "--name", "running", "--network", "none", IMAGE, "sleep", "1000"]);
+    podman.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "running",
+        "--network",
+        "none",
+        IMAGE,
+        "sleep",
+        "1000",
+    ]);
     podman.ok(&["create", "--name", "created", "--network", "none", IMAGE, "true"]);
-    podman.ok(&["rm", "--force", "--time", "0", "running", "created", "deaf", "seven"]);
+    podman.ok(&[
+        "rm", "--force", "--time", "0", "running", "created", "deaf", "seven",
+    ]);
     assert_eq!(podman.ok(&["ps", "--all", "--quiet"]), "");
 }
 
@@ -174,12 +296,46 @@ fn options_of_run_mean_what_they_mean_with_crun() {
     let injected = bed().busybox().join("etc/group");
     let volume = format!("{}:/etc/injected:ro", injected.display());
     let options = [
-        "run", "--rm", "--network", "none", "--read-only", "-e", "VARIABLE=value with spaces", "-w", "/usr/bin", "--user", "1000:1000",
-        "--group-add", "20", "--hostname", "my-host", "--ulimit", "nofile=500:600", "--cap-drop", "all", "--cap-add", "chown",
-        "--tmpfs", "/data:size=4m,mode=1770", "--shm-size", "8m", "--sysctl", "net.ipv4.ip_default_ttl=63", "--memory", "256m", "-v", &volume,
-        IMAGE, "sh", "-c", script,
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "--read-only",
+        "-e",
+        "VARIABLE=value with spaces",
+        "-w",
+        "/usr/bin",
+        "--user",
+        "1000:1000",
+        "--group-add",
+        "20",
+        "--hostname",
+        "my-host",
+        "--ulimit",
+        "nofile=500:600",
+        "--cap-drop",
+        "all",
+        "--cap-add",
+        "chown",
+        "--tmpfs",
+        "/data:size=4m,mode=1770",
+        "--shm-size",
+        "8m",
+        "--sysctl",
+        "net.ipv4.ip_default_ttl=63",
+        "--memory",
+        "256m",
+        "-v",
+        &volume,
+        IMAGE,
+        "sh",
+        "-c",
+        script,
     ];
-    let (ours, theirs) = (podman.command(&options).finish().ok(), with("crun", &options).finish().ok());
+    let (ours, theirs) = (
+        podman.command(&options).finish().ok(),
+        with("crun", &options).finish().ok(),
+    );
     assert_eq!(ours.text(), theirs.text());
 }
 
@@ -187,15 +343,32 @@ fn options_of_run_mean_what_they_mean_with_crun() {
 #[ignore = "needs KVM: run in the testbed"]
 fn terminals_work() {
     let podman = Podman::new();
-    podman.ok(&["run", "-d", "-t", "--name", "tty", "--network", "none", IMAGE, "sh", "-c", "tty; test -t 1 && exit 5"]);
+    podman.ok(&[
+        "run",
+        "-d",
+        "-t",
+        "--name",
+        "tty",
+        "--network",
+        "none",
+        IMAGE,
+        "sh",
+        "-c",
+        "tty; test -t 1 && exit 5",
+    ]);
     assert_eq!(podman.ok(&["wait", "tty"]).trim(), "5");
     assert_eq!(podman.ok(&["logs", "tty"]), "/dev/pts/0\r\n");
     podman.ok(&["rm", "tty"]);
 
     // In front: what is typed arrives, what is printed comes back.
-    let line = format!("podman --runtime {} run --rm -it --network none {IMAGE} sh -c 'echo ready; read x; echo \"got <$x>\"; exit 9'", bed().cwrun().display());
+    let line = format!(
+        "podman --runtime {} run --rm -it --network none {IMAGE} sh -c 'echo ready; read x; echo \"got <$x>\"; exit 9'",
+        bed().cwrun().display()
+    );
     let mut command = Run::new("script").args(["-qec", &line, "/dev/null"]).command();
-    own_group(&mut command).stdin(Stdio::piped()).stdout(Stdio::piped());
+    own_group(&mut command)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut output = child.stdout.take().unwrap();
     let (sender, seen) = std::sync::mpsc::channel();
@@ -206,10 +379,12 @@ fn terminals_work() {
         }
     });
     let mut text = String::new();
-    let mut until = |wanted: &str| eventually(wanted, 60, || {
-        text.extend(seen.try_iter());
-        text.contains(wanted).then_some(())
-    });
+    let mut until = |wanted: &str| {
+        eventually(wanted, 60, || {
+            text.extend(seen.try_iter());
+            text.contains(wanted).then_some(())
+        })
+    };
     until("ready");
     let mut input = child.stdin.take().unwrap();
     std::io::Write::write_all(&mut input, b"typed\n").unwrap();

@@ -20,7 +20,10 @@ fn binary_input_comes_back_on_both_outputs() {
     let [out, err] = ["both.out", "both.err"].map(|name| cwrun.path(name));
     let bundle = Bundle::script("tee /dev/stderr");
     let mut command = cwrun.run("both", &bundle).command();
-    command.stdin(Stdio::piped()).stdout(fs::File::create(&out).unwrap()).stderr(fs::File::create(&err).unwrap());
+    command
+        .stdin(Stdio::piped())
+        .stdout(fs::File::create(&out).unwrap())
+        .stderr(fs::File::create(&err).unwrap());
     let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(&input).unwrap();
     assert_eq!(code(wait(&mut child, Duration::from_secs(60), "tee")), 0);
@@ -34,7 +37,12 @@ fn a_hundred_megabytes_in() {
     let cwrun = Cwrun::new();
     let input = bytes(100 * MB);
     let sum = sha256(&input);
-    let done = cwrun.run("in", &Bundle::busybox(["sha256sum"])).stdin(input).deadline(180).finish().ok();
+    let done = cwrun
+        .run("in", &Bundle::busybox(["sha256sum"]))
+        .stdin(input)
+        .deadline(180)
+        .finish()
+        .ok();
     eprintln!("100 MB in: {:?}", done.took);
     assert_eq!(done.text(), format!("{sum}  -\n"));
 }
@@ -49,7 +57,10 @@ fn a_hundred_megabytes_out() {
     eprintln!("100 MB out: {:?}", done.took);
     assert_eq!(done.stdout.len(), 100 * MB);
     let line = format!("{line}\n");
-    let wrong = done.stdout.chunks(line.len()).position(|chunk| !line.as_bytes().starts_with(chunk));
+    let wrong = done
+        .stdout
+        .chunks(line.len())
+        .position(|chunk| !line.as_bytes().starts_with(chunk));
     assert_eq!(wrong, None, "a line differs");
 }
 
@@ -58,7 +69,12 @@ fn a_hundred_megabytes_out() {
 fn a_hundred_megabytes_in_and_out_at_once() {
     let cwrun = Cwrun::new();
     let input = bytes(100 * MB);
-    let done = cwrun.run("through", &Bundle::busybox(["cat"])).stdin(input.clone()).deadline(240).finish().ok();
+    let done = cwrun
+        .run("through", &Bundle::busybox(["cat"]))
+        .stdin(input.clone())
+        .deadline(240)
+        .finish()
+        .ok();
     eprintln!("100 MB in and out: {:?}", done.took);
     assert_eq!(done.stdout.len(), input.len());
     assert!(done.stdout == input, "what came back differs");
@@ -67,7 +83,10 @@ fn a_hundred_megabytes_in_and_out_at_once() {
 /// Physical memory of a process in bytes, without guest memory that it only lends.
 fn resident(pid: i32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS in status");
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .expect("VmRSS in status");
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
@@ -77,29 +96,50 @@ fn a_reader_that_stalls_loses_nothing_and_nothing_grows() {
     let cwrun = Cwrun::new();
     const LINES: usize = 3_000_000;
     let bundle = Bundle::script(&format!("seq 1 {LINES}; echo end >&2"));
-    let mut command = cwrun.run("stalled", &bundle).arg("--pid-file").arg(cwrun.path("stalled.pid")).command();
+    let mut command = cwrun
+        .run("stalled", &bundle)
+        .arg("--pid-file")
+        .arg(cwrun.path("stalled.pid"))
+        .command();
     let err = cwrun.path("stalled.err");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(fs::File::create(&err).unwrap());
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(fs::File::create(&err).unwrap());
     let mut child = command.spawn().unwrap();
     let mut output = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
     output.read_line(&mut line).unwrap();
     assert_eq!(line, "1\n");
 
-    let pid: i32 = fs::read_to_string(cwrun.path("stalled.pid")).unwrap().parse().unwrap();
+    let pid: i32 = fs::read_to_string(cwrun.path("stalled.pid"))
+        .unwrap()
+        .parse()
+        .unwrap();
     std::thread::sleep(Duration::from_secs(2));
     let before = resident(pid);
     std::thread::sleep(Duration::from_secs(3));
     let grown = resident(pid).saturating_sub(before);
-    assert!(grown < 4 << 20, "the VMM grew by {grown} bytes in 3 s although nobody reads");
-    assert_eq!(fs::read_to_string(&err).unwrap(), "", "the workload can't have come to its end");
+    assert!(
+        grown < 4 << 20,
+        "the VMM grew by {grown} bytes in 3 s although nobody reads"
+    );
+    assert_eq!(
+        fs::read_to_string(&err).unwrap(),
+        "",
+        "the workload can't have come to its end"
+    );
 
     let mut rest = String::new();
     output.read_to_string(&mut rest).unwrap();
     assert_eq!(code(wait(&mut child, Duration::from_secs(60), "seq")), 0);
     let mut expected = 2..=LINES;
     for line in rest.lines() {
-        assert_eq!(line.parse().ok(), expected.next(), "the lines are not consecutive");
+        assert_eq!(
+            line.parse().ok(),
+            expected.next(),
+            "the lines are not consecutive"
+        );
     }
     assert_eq!(expected.next(), None, "lines are missing at the end");
     assert_eq!(fs::read_to_string(&err).unwrap(), "end\n");
@@ -136,14 +176,24 @@ fn a_reader_that_goes_away_ends_the_writer() {
     let cwrun = Cwrun::new();
     let bundle = Bundle::busybox(["yes"]);
     let mut command = cwrun.run("broken", &bundle).command();
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
     let mut child = command.spawn().unwrap();
     let mut output = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
     output.read_line(&mut line).unwrap();
     drop(output);
-    let status = code(wait(&mut child, Duration::from_secs(30), "yes with nobody to read"));
-    assert!(line == "y\n" && [1, 141].contains(&status), "{line:?}, status {status}");
+    let status = code(wait(
+        &mut child,
+        Duration::from_secs(30),
+        "yes with nobody to read",
+    ));
+    assert!(
+        line == "y\n" && [1, 141].contains(&status),
+        "{line:?}, status {status}"
+    );
 }
 
 #[test]
@@ -151,8 +201,24 @@ fn a_reader_that_goes_away_ends_the_writer() {
 fn the_end_of_input_arrives_and_is_not_waited_for() {
     let cwrun = Cwrun::new();
     // Nothing at all, then something without a line end.
-    assert_eq!(cwrun.run("empty", &Bundle::busybox(["wc", "-c"])).finish().ok().text().trim(), "0");
-    assert_eq!(cwrun.run("some", &Bundle::busybox(["cat"])).stdin("no newline").finish().ok().text(), "no newline");
+    assert_eq!(
+        cwrun
+            .run("empty", &Bundle::busybox(["wc", "-c"]))
+            .finish()
+            .ok()
+            .text()
+            .trim(),
+        "0"
+    );
+    assert_eq!(
+        cwrun
+            .run("some", &Bundle::busybox(["cat"]))
+            .stdin("no newline")
+            .finish()
+            .ok()
+            .text(),
+        "no newline"
+    );
 
     // Input that stays open does not keep a container whose workload has ended.
     let (_kept, writer) = std::io::pipe().map(|(reader, writer)| (writer, reader)).unwrap();
@@ -160,14 +226,28 @@ fn the_end_of_input_arrives_and_is_not_waited_for() {
     let mut command = cwrun.run("open", &bundle).command();
     command.stdin(Stdio::from(OwnedFd::from(writer)));
     let mut child = command.spawn().unwrap();
-    assert_eq!(code(wait(&mut child, Duration::from_secs(30), "true with its input open")), 0);
+    assert_eq!(
+        code(wait(
+            &mut child,
+            Duration::from_secs(30),
+            "true with its input open"
+        )),
+        0
+    );
 
     // Closed descriptors are no reason to fail.
     let script = "exec \"$@\" <&- 2>&-";
     let bundle = Bundle::script("echo still here");
     let inner = cwrun.run("closed", &bundle).command();
-    let outer = e2e::Run::new("bash").arg("-c").arg(script).arg("bash").arg(inner.get_program()).args(inner.get_args());
-    let outer = inner.get_envs().fold(outer, |run, (name, value)| run.env(&name.to_string_lossy(), value.unwrap_or_default()));
+    let outer = e2e::Run::new("bash")
+        .arg("-c")
+        .arg(script)
+        .arg("bash")
+        .arg(inner.get_program())
+        .args(inner.get_args());
+    let outer = inner.get_envs().fold(outer, |run, (name, value)| {
+        run.env(&name.to_string_lossy(), value.unwrap_or_default())
+    });
     assert_eq!(outer.finish().ok().text(), "still here\n");
 }
 
@@ -175,26 +255,43 @@ fn the_end_of_input_arrives_and_is_not_waited_for() {
 #[ignore = "needs KVM: run in the testbed"]
 fn output_written_just_before_the_end_arrives_whole() {
     let cwrun = Cwrun::new();
-    let done = cwrun.run("last", &Bundle::busybox(["head", "-c", "10000000", "/dev/zero"])).finish().ok();
+    let done = cwrun
+        .run("last", &Bundle::busybox(["head", "-c", "10000000", "/dev/zero"]))
+        .finish()
+        .ok();
     assert_eq!(done.stdout.len(), 10 * MB);
     assert!(done.stdout.iter().all(|byte| *byte == 0));
 
     // And with a reader that begins long after the workload's last write.
     let bundle = Bundle::script("echo on stderr >&2; head -c 100000 /dev/zero; exit 3");
     let mut command = cwrun.run("late", &bundle).command();
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     std::thread::sleep(Duration::from_secs(4));
     let (mut out, mut err) = (Vec::new(), String::new());
     child.stdout.take().unwrap().read_to_end(&mut out).unwrap();
     child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
-    assert_eq!((code(wait(&mut child, Duration::from_secs(30), "late")), out.len(), err.as_str()), (3, 100_000, "on stderr\n"));
+    assert_eq!(
+        (
+            code(wait(&mut child, Duration::from_secs(30), "late")),
+            out.len(),
+            err.as_str()
+        ),
+        (3, 100_000, "on stderr\n")
+    );
 }
 
 #[test]
 #[ignore = "needs KVM: run in the testbed"]
 fn what_a_background_process_writes_is_not_waited_for() {
     let cwrun = Cwrun::new();
-    let done = cwrun.run("orphan", &Bundle::script("sleep 1000 & echo done")).deadline(30).finish().ok();
+    let done = cwrun
+        .run("orphan", &Bundle::script("sleep 1000 & echo done"))
+        .deadline(30)
+        .finish()
+        .ok();
     assert_eq!(done.text(), "done\n");
 }

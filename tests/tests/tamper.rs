@@ -21,22 +21,39 @@ struct Disk {
 
 impl Disk {
     fn in_cache(cwrun: &Cwrun) -> Self {
-        let image = host::tree(cwrun.cache()).into_iter().find(|path| path.ends_with("image")).expect("a disk is in the cache");
+        let image = host::tree(cwrun.cache())
+            .into_iter()
+            .find(|path| path.ends_with("image"))
+            .expect("a disk is in the cache");
         let record = fs::read(image.with_file_name("record.json")).expect("it has a record");
         let record: serde_json::Value = serde_json::from_slice(&record).expect("the record is JSON");
-        let number = |name: &str| record["layout"][name].as_u64().unwrap_or_else(|| panic!("{name} in {record}"));
+        let number = |name: &str| {
+            record["layout"][name]
+                .as_u64()
+                .unwrap_or_else(|| panic!("{name} in {record}"))
+        };
         let payload = number("payload_offset");
         let (superblock, length) = (number("verity_superblock_offset"), number("payload_bytes"));
         assert_eq!(fs::metadata(&image).unwrap().len(), payload + length);
-        Self { image, payload, superblock, end: length }
+        Self {
+            image,
+            payload,
+            superblock,
+            end: length,
+        }
     }
 
     /// Flips one bit or more of the byte at this position of the payload; the same again undoes it.
     fn flip(&self, position: u64, mask: u8) {
-        let file = File::options().read(true).write(true).open(&self.image).expect("root may write");
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(&self.image)
+            .expect("root may write");
         let mut byte = [0];
         file.read_exact_at(&mut byte, self.payload + position).unwrap();
-        file.write_all_at(&[byte[0] ^ mask], self.payload + position).unwrap();
+        file.write_all_at(&[byte[0] ^ mask], self.payload + position)
+            .unwrap();
     }
 
     /// The one block that no guest reads: the verity superblock, there for other tools.
@@ -50,9 +67,20 @@ impl Disk {
 fn a_flipped_byte_is_an_error_and_never_wrong_data() {
     let cwrun = Cwrun::with_own_cache();
     let root = cwrun.path("rootfs");
-    assert!(std::process::Command::new("cp").arg("-a").arg(bed().busybox()).arg(&root).status().unwrap().success());
+    assert!(
+        std::process::Command::new("cp")
+            .arg("-a")
+            .arg(bed().busybox())
+            .arg(&root)
+            .status()
+            .unwrap()
+            .success()
+    );
     fs::create_dir(root.join("data")).unwrap();
-    for (number, size) in [0, 1, 100, 4095, 4096, 4097, 70_000, 1_000_000, 3_000_000].into_iter().enumerate() {
+    for (number, size) in [0, 1, 100, 4095, 4096, 4097, 70_000, 1_000_000, 3_000_000]
+        .into_iter()
+        .enumerate()
+    {
         fs::write(root.join(format!("data/{number}")), bytes(size)).unwrap();
     }
     for number in 0..300 {
@@ -65,22 +93,38 @@ fn a_flipped_byte_is_an_error_and_never_wrong_data() {
     let disk = Disk::in_cache(&cwrun);
 
     let mut choices = Choices::new();
-    let first = [0, 1024, disk.superblock - 1, disk.superblock + 10, disk.superblock + 4096, disk.end - 4096];
+    let first = [
+        0,
+        1024,
+        disk.superblock - 1,
+        disk.superblock + 10,
+        disk.superblock + 4096,
+        disk.end - 4096,
+    ];
     let random = rounds(8, 400);
     let (mut refused, mut erred) = (0, 0);
     for round in 0..first.len() + random {
-        let position = first.get(round).copied().unwrap_or_else(|| choices.below(disk.end));
+        let position = first
+            .get(round)
+            .copied()
+            .unwrap_or_else(|| choices.below(disk.end));
         let mask = 1 << choices.below(8);
         disk.flip(position, mask);
         let done = cwrun.run("tampered", &bundle).finish();
         disk.flip(position, mask);
         let text = done.text();
-        let what = format!("position {position} of {}, mask {mask:#x}, exit code {}", disk.end, done.code);
+        let what = format!(
+            "position {position} of {}, mask {mask:#x}, exit code {}",
+            disk.end, done.code
+        );
         // What dies may leave a line unfinished.
         let (whole, rest) = text.rsplit_once('\n').unwrap_or(("", &text));
         let wrong: Vec<_> = whole.lines().filter(|line| !lines.contains(line)).collect();
         assert!(wrong.is_empty(), "{what}: wrong data: {wrong:?}");
-        assert!(lines.iter().any(|line| line.starts_with(rest)), "{what}: wrong data: {rest:?}");
+        assert!(
+            lines.iter().any(|line| line.starts_with(rest)),
+            "{what}: wrong data: {rest:?}"
+        );
         if disk.is_unread(position) {
             assert_eq!(text, good, "{what}: {}", done.stderr);
             continue;
@@ -90,7 +134,11 @@ fn a_flipped_byte_is_an_error_and_never_wrong_data() {
         if text.is_empty() { refused += 1 } else { erred += 1 }
     }
     eprintln!("{refused} refused to start, {erred} saw errors");
-    assert_eq!(cwrun.run("tampered", &bundle).finish().ok().text(), good, "all flips have been undone");
+    assert_eq!(
+        cwrun.run("tampered", &bundle).finish().ok().text(),
+        good,
+        "all flips have been undone"
+    );
 }
 
 #[test]
@@ -106,12 +154,27 @@ fn a_disk_that_is_not_what_its_record_says() {
         fs::write(path, bytes).unwrap();
     };
     // Whatever is damaged beyond use is made anew.
-    for (name, bytes) in [("image", &b"short"[..]), ("image", b""), ("record.json", b"{}"), ("record.json", b""), ("key", b"short")] {
+    for (name, bytes) in [
+        ("image", &b"short"[..]),
+        ("image", b""),
+        ("record.json", b"{}"),
+        ("record.json", b""),
+        ("key", b"short"),
+    ] {
         write(name, bytes);
-        assert_eq!(cwrun.run("damaged", &bundle).finish().ok().text(), good, "{name} replaced by {} bytes", bytes.len());
+        assert_eq!(
+            cwrun.run("damaged", &bundle).finish().ok().text(),
+            good,
+            "{name} replaced by {} bytes",
+            bytes.len()
+        );
     }
     // A key of the right length that is the wrong one can't be told from the outside: the guest refuses the disk.
     write("key", &[7; 64]);
     let done = cwrun.run("damaged", &bundle).finish().expect(1);
-    assert!(done.text().is_empty() && done.stderr.starts_with("cwrun: "), "{}", done.stderr);
+    assert!(
+        done.text().is_empty() && done.stderr.starts_with("cwrun: "),
+        "{}",
+        done.stderr
+    );
 }

@@ -26,8 +26,17 @@ impl Master {
         let mut name = [0; 256];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let message = recvmsg(&stream, &mut [IoSliceMut::new(&mut name)], &mut control, RecvFlags::CMSG_CLOEXEC).expect("a message");
-        assert!(message.bytes > 0, "a message without data may not carry descriptors");
+        let message = recvmsg(
+            &stream,
+            &mut [IoSliceMut::new(&mut name)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        )
+        .expect("a message");
+        assert!(
+            message.bytes > 0,
+            "a message without data may not carry descriptors"
+        );
         let mut fds: Vec<OwnedFd> = Vec::new();
         for part in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = part {
@@ -39,7 +48,10 @@ impl Master {
         assert!(rustix::termios::isatty(&fd), "it is a terminal");
         let flags = rustix::fs::fcntl_getfl(&fd).expect("it is open");
         rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK).expect("it can be polled");
-        Self { file: fd.into(), seen: String::new() }
+        Self {
+            file: fd.into(),
+            seen: String::new(),
+        }
     }
 
     #[track_caller]
@@ -57,7 +69,9 @@ impl Master {
     }
 
     fn send(&mut self, text: &str) {
-        self.file.write_all(text.as_bytes()).expect("the terminal takes a line");
+        self.file
+            .write_all(text.as_bytes())
+            .expect("the terminal takes a line");
     }
 }
 
@@ -78,7 +92,12 @@ fn a_terminal_behind_a_console_socket() {
     let path = cwrun.path("console.sock");
     let socket = UnixListener::bind(&path).unwrap();
     let receiver = std::thread::spawn(move || Master::receive(&socket));
-    let container = cwrun.create_with("terminal", &bundle, &["--console-socket", &path.to_string_lossy()], Stdio::null());
+    let container = cwrun.create_with(
+        "terminal",
+        &bundle,
+        &["--console-socket", &path.to_string_lossy()],
+        Stdio::null(),
+    );
     let mut master = receiver.join().expect("the master arrives while create runs");
 
     cwrun.ok(["start", "terminal"]);
@@ -89,13 +108,21 @@ fn a_terminal_behind_a_console_socket() {
     master.send("hello\n");
     master.expect("hello\r\n");
     master.expect("got <hello>\r\n");
-    let size = Winsize { ws_row: 50, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = Winsize {
+        ws_row: 50,
+        ws_col: 120,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     tcsetwinsize(&master.file, size).unwrap();
     master.expect("size 50 120");
     master.send("quit\n");
     master.expect("quit\r\n");
     assert_eq!(cwrun.wait(&container), 6);
-    assert_eq!((container.output(), container.errors()), (String::new(), String::new()));
+    assert_eq!(
+        (container.output(), container.errors()),
+        (String::new(), String::new())
+    );
     cwrun.ok(["delete", "terminal"]);
 }
 
@@ -103,19 +130,29 @@ fn a_terminal_behind_a_console_socket() {
 #[ignore = "needs KVM: run in the testbed"]
 fn the_terminal_sends_signals_and_its_end_is_a_hangup() {
     let cwrun = Cwrun::new();
-    let script = "trap 'echo interrupted' INT; trap 'exit 4' HUP; echo ready; while :; do sleep 1 & wait $!; done";
+    let script =
+        "trap 'echo interrupted' INT; trap 'exit 4' HUP; echo ready; while :; do sleep 1 & wait $!; done";
     let bundle = Bundle::script(script).with(|config| config["process"]["terminal"] = true.into());
     let path = cwrun.path("console.sock");
     let socket = UnixListener::bind(&path).unwrap();
     let receiver = std::thread::spawn(move || Master::receive(&socket));
-    let container = cwrun.create_with("hangup", &bundle, &["--console-socket", &path.to_string_lossy()], Stdio::null());
+    let container = cwrun.create_with(
+        "hangup",
+        &bundle,
+        &["--console-socket", &path.to_string_lossy()],
+        Stdio::null(),
+    );
     let mut master = receiver.join().unwrap();
     cwrun.ok(["start", "hangup"]);
     master.expect("ready\r\n");
     master.send("\x03");
     master.expect("interrupted\r\n");
     drop(master);
-    assert_eq!(cwrun.wait(&container), 4, "closing the terminal is a SIGHUP for its processes");
+    assert_eq!(
+        cwrun.wait(&container),
+        4,
+        "closing the terminal is a SIGHUP for its processes"
+    );
     cwrun.ok(["delete", "hangup"]);
 }
 
@@ -127,13 +164,22 @@ fn run_in_front_uses_the_callers_terminal() {
         .with(|config| config["process"]["terminal"] = true.into());
     // script(1) gives the command a terminal of its own and returns its exit status.
     let inner = cwrun.run("front", &bundle).command();
-    let words = std::iter::once(inner.get_program()).chain(inner.get_args()).map(|word| word.to_string_lossy().into_owned());
-    let line = words.map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ");
-    let mut command = e2e::Run::new("script").args(["-qec", &line, "/dev/null"]).command();
+    let words = std::iter::once(inner.get_program())
+        .chain(inner.get_args())
+        .map(|word| word.to_string_lossy().into_owned());
+    let line = words
+        .map(|word| format!("'{word}'"))
+        .collect::<Vec<_>>()
+        .join(" ");
+    let mut command = e2e::Run::new("script")
+        .args(["-qec", &line, "/dev/null"])
+        .command();
     inner.get_envs().for_each(|(name, value)| {
         command.env(name, value.unwrap_or_default());
     });
-    own_group(&mut command).stdin(Stdio::piped()).stdout(Stdio::piped());
+    own_group(&mut command)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
     let mut output = child.stdout.take().unwrap();
@@ -146,6 +192,9 @@ fn run_in_front_uses_the_callers_terminal() {
     input.write_all(b"typed\n").unwrap();
     let status = e2e::process::wait(&mut child, Duration::from_secs(30), "run on a terminal");
     let text = reader.join().unwrap();
-    assert!(text.contains("tty /dev/pts/0\r\n") && text.contains("got <typed>\r\n"), "{text:?}");
+    assert!(
+        text.contains("tty /dev/pts/0\r\n") && text.contains("got <typed>\r\n"),
+        "{text:?}"
+    );
     assert_eq!(status.code(), Some(8));
 }
