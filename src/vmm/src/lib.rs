@@ -41,6 +41,7 @@ mod config;
 mod exit;
 mod layout;
 mod memory;
+mod phase;
 pub mod probe;
 mod serial;
 mod sys;

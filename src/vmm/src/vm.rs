@@ -5,7 +5,6 @@ use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE, kvm_enable_cap, kvm_pit_config};
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
@@ -17,6 +16,7 @@ use crate::config::Config;
 use crate::exit::Exit;
 use crate::layout;
 use crate::memory::{self, Ram};
+use crate::phase::phase;
 use crate::serial::Serial;
 use crate::vcpu::{self, Control, Vcpu};
 use crate::virtio::block::{self, Block};
@@ -115,19 +115,15 @@ impl Vm {
             return Err(Error::TooManyDisks(disks.len()));
         }
         let kvm = kvm_from_file(kvm)?;
-        let (kvm_vm, memory) = timed("memory", || {
+        let (kvm_vm, memory) = phase("vmm.memory", || -> Result<_, Error> {
             let kvm_vm = create_vm(&kvm)?;
             let memory = Arc::new(memory::allocate(memory_mib)?);
             memory::register(&kvm_vm, &memory)?;
             Ok((kvm_vm, memory))
         })?;
         let cmdline = full_cmdline(&cmdline, disks.len() + 1);
-        let entry = timed("load", || {
-            Ok(boot::load(&memory, &kernel, &initrd, &cmdline, vcpus)?)
-        })?;
-        let vcpus_made = timed("vcpus", || {
-            Ok(vcpu::create(&kvm, &kvm_vm, &memory, vcpus, entry)?)
-        })?;
+        let entry = boot::load(&memory, &kernel, &initrd, &cmdline, vcpus)?;
+        let vcpus_made = phase("vmm.vcpus", || vcpu::create(&kvm, &kvm_vm, &memory, vcpus, entry))?;
         let control = Arc::new(Control::new(vcpus).map_err(host("a signal handler"))?);
 
         let mut builder = DeviceBuilder {
@@ -136,7 +132,7 @@ impl Vm {
             transports: vec![],
             outboxes: vec![],
         };
-        let (disks, vsock) = timed("devices", || {
+        let (disks, vsock) = phase("vmm.devices", || -> Result<_, Error> {
             let disks = disks
                 .into_iter()
                 .map(|disk| builder.disk(Block::new(disk)?))
@@ -367,19 +363,6 @@ fn eventfd(flags: i32) -> Result<EventFd, Error> {
 
 fn host(what: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Host { what, source }
-}
-
-/// Runs a phase of the set-up and says how long it took.
-fn timed<T>(phase: &'static str, run: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    let started = Instant::now();
-    let result = run();
-    tracing::debug!(
-        phase,
-        us = started.elapsed().as_micros() as u64,
-        ok = result.is_ok(),
-        "VM set-up"
-    );
-    result
 }
 
 /// Gives devices their places, lines and notifications.

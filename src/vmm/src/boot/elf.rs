@@ -14,6 +14,10 @@
 //!
 //! The file may come from anywhere, so every number in it is checked against the file's length and guest memory before
 //! it is used. Only program headers count; sections are not read.
+//!
+//! Segments are copied, into huge pages. Mapping the file instead would share its pages between VMs and save the copy (a few
+//! milliseconds), but then each 4 KiB page of the kernel is a fault of its own: where nested paging is emulated a boot took
+//! 0.4 s longer.
 
 use std::fs::File;
 use std::io;

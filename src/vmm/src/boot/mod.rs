@@ -10,12 +10,12 @@ mod mptable;
 mod params;
 
 use std::fs::File;
-use std::time::Instant;
 
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::layout;
 use crate::memory::GuestMemory;
+use crate::phase::phase;
 
 /// The command line that every guest gets first. Each word, and why:
 ///
@@ -64,24 +64,10 @@ pub fn load(
     vcpus: u8,
 ) -> Result<u64, Error> {
     check_cmdline(cmdline)?;
-    let started = Instant::now();
-    let image = elf::load(memory, kernel).map_err(Error::Kernel)?;
-    tracing::debug!(
-        phase = "vmm.kernel",
-        us = started.elapsed().as_micros() as u64,
-        entry = image.entry,
-        end = image.end,
-        "kernel loaded"
-    );
-
-    let started = Instant::now();
-    let initrd = initrd::load(memory, initrd, image.end).map_err(Error::Initrd)?;
-    tracing::debug!(
-        phase = "vmm.initrd",
-        us = started.elapsed().as_micros() as u64,
-        bytes = initrd.len,
-        "initrd loaded"
-    );
+    let image = phase("vmm.kernel", || elf::load(memory, kernel).map_err(Error::Kernel))?;
+    let initrd = phase("vmm.initrd", || {
+        initrd::load(memory, initrd, image.end).map_err(Error::Initrd)
+    })?;
 
     memory.write_slice(cmdline.as_bytes(), GuestAddress(layout::CMDLINE))?;
     memory.write_obj(0u8, GuestAddress(layout::CMDLINE + cmdline.len() as u64))?;

@@ -43,7 +43,7 @@ const MAX_ZERO_SECTORS: u32 = 1 << 16;
 /// The driver hears of finished requests at least after this many bytes.
 const INTERRUPT_AFTER: u64 = 1 << 20;
 
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Why a disk can't be offered to the guest.
 #[derive(Debug, thiserror::Error)]
