@@ -142,7 +142,7 @@ fn kind(typ: LinuxNamespaceType) -> Option<Kind> {
 /// gets the VMM's own on top; device rules are left out, because the VMM has an empty root and only the devices it opened.
 fn adjust(mut resources: LinuxResources, sizing: &Sizing) -> Result<LinuxResources> {
     resources.set_devices(None);
-    if let Some(mut memory) = resources.memory().clone() {
+    if let Some(mut memory) = *resources.memory() {
         let headroom = i64::try_from(VMM_HEADROOM).context("headroom")?;
         let least = i64::try_from(sizing.memory_mib << 20)
             .context("config.json: linux.resources.memory.limit: too large")?;
