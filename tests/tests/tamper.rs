@@ -130,7 +130,10 @@ fn a_flipped_byte_is_an_error_and_never_wrong_data() {
             continue;
         }
         assert!(text != good, "{what}: nobody noticed");
-        assert!(!done.stderr.is_empty(), "{what}: nobody said so");
+        assert!(
+            done.code != 0 || !done.stderr.is_empty(),
+            "{what}: nobody said so"
+        );
         if text.is_empty() { refused += 1 } else { erred += 1 }
     }
     eprintln!("{refused} refused to start, {erred} saw errors");
