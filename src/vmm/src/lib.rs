@@ -12,28 +12,30 @@
 //! This crate knows nothing of containers. It takes open files, a closure for vsock connections and a few numbers; it
 //! opens no path by itself, so that the process can have an empty root and no capabilities from the start.
 //!
-//! The guest is hostile to it. Guest memory is never a Rust reference ([`memory`](mod@memory)); what a guest writes to registers,
+//! The guest is hostile to it. Guest memory is never a Rust reference (`memory`); what a guest writes to registers,
 //! rings, descriptors and packets is copied once, checked, and used from the copy; it can make its own devices stop, and nothing
-//! else ([`virtio`](mod@virtio)).
+//! else (`virtio`).
 //!
 //! # System calls after `start`
 //!
-//! For the owner's seccomp filter. The threads named `vcpuN`, `blockN` and `vsock` make these, and those of the C library and
-//! of the `connect` closure:
+//! For the owner's seccomp filter; taken from the code and checked with strace. The threads named `vcpuN`, `blockN` and `vsock` make
+//! these, besides those of the `connect` closure. A thread may make its first ones after `start` has returned.
 //!
 //! | call | thread | for |
 //! |---|---|---|
 //! | `ioctl` (`KVM_RUN`, `KVM_KVMCLOCK_CTRL`) | vcpu | running the guest; the clock after a pause |
 //! | `poll`, `write` | vcpu | the console sink; eventfds that wake devices |
-//! | `tgkill`, `rt_sigreturn`, `rt_sigprocmask` | vcpu, owner | kicks out of `KVM_RUN` |
+//! | `tgkill`, `getpid`, `rt_sigreturn` | vcpu, owner | kicks out of `KVM_RUN` |
 //! | `read` | block | waiting for a notification |
 //! | `preadv`, `pwritev`, `pwrite64`, `fdatasync`, `fallocate` | block | requests |
 //! | `write` | block, vsock | interrupts to the guest |
 //! | `epoll_wait`, `epoll_ctl` | vsock | waiting |
 //! | `recvmsg`, `sendmsg`, `sendto`, `shutdown`, `close` | vsock | streams |
-//! | `futex`, `sched_yield` | all | locks, channels, joins |
-//! | `mmap`, `munmap`, `madvise`, `brk`, `mprotect`, `mremap` | all | the allocator, the ends of threads |
-//! | `clock_gettime`, `getpid`, `gettid`, `exit`, `rseq`, `sigaltstack` | all | log lines, the ends of threads |
+//! | `futex` | all | locks, channels, joins |
+//! | `mmap`, `munmap`, `mremap`, `madvise`, `mprotect`, `brk` | all | the allocator, stacks |
+//! | `rseq`, `set_robust_list`, `prctl` (`PR_SET_NAME`), `sched_getaffinity`, `sigaltstack`, `rt_sigprocmask`, `gettid` | all | a thread's beginning |
+//! | `close`, `sigaltstack`, `munmap`, `madvise`, `rt_sigprocmask`, `exit` | all | a thread's end |
+//! | `fcntl` (`F_GETFD`) | all | `close` in debug builds |
 
 mod boot;
 mod bus;
