@@ -12,12 +12,19 @@ pub struct GuestFailure {
     pub message: String,
 }
 
-/// The exit status for an error, as shells and engines count: 127 for a program that does not exist, 126 for one that can't
-/// be executed, 1 for anything else.
+/// The exit status for an error: that of the guest's failure if it is one, else 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    match error.downcast_ref::<GuestFailure>().map(|failure| failure.kind) {
-        Some(FailureKind::NotFound) => 127,
-        Some(FailureKind::NotExecutable) => 126,
-        _ => 1,
+    error
+        .downcast_ref::<GuestFailure>()
+        .map_or(1, |failure| code_of(failure.kind))
+}
+
+/// The exit status for a kind of failure, as shells and engines count: 127 for a program that does not exist, 126 for one
+/// that can't be executed, 1 for anything else.
+pub fn code_of(kind: FailureKind) -> u8 {
+    match kind {
+        FailureKind::NotFound => 127,
+        FailureKind::NotExecutable => 126,
+        FailureKind::NoProcess | FailureKind::Other => 1,
     }
 }

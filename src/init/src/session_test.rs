@@ -215,7 +215,14 @@ fn furnish(root: &Path) {
         .map(|directory| Path::new(directory).join("busybox"))
         .find(|path| path.exists())
         .expect("busybox is needed in PATH");
-    fs::copy(busybox, root.join("bin/busybox")).unwrap();
+    // Written by another process: a descriptor of our own, open for writing, could be inherited by a child that another
+    // test forks at this moment, and then nobody could execute the file (ETXTBSY).
+    let copied = std::process::Command::new("cp")
+        .arg(busybox)
+        .arg(root.join("bin/busybox"))
+        .status()
+        .unwrap();
+    assert!(copied.success());
     for name in [
         "sh",
         "cat",

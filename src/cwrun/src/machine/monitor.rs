@@ -3,7 +3,7 @@
 use super::stdio::Streams;
 use super::{Machine, sandbox, terminal};
 use crate::channel::{Channel, Received};
-use crate::failure::GuestFailure;
+use crate::failure::{self, GuestFailure};
 use crate::launch::{FromVmm, VmmEnd};
 use crate::logging::{phase, phase_took};
 use crate::signal_fd;
@@ -357,9 +357,19 @@ impl Monitor {
         let Some((mut client, starting)) = self.waiting.remove(&id) else {
             return;
         };
-        if let (Some(since), Outcome::Done) = (starting, &outcome) {
-            self.status.set(Status::Running);
-            phase_took("start", since.elapsed().as_secs_f64() * 1000.0);
+        match (starting, &outcome) {
+            (Some(since), Outcome::Done) => {
+                self.status.set(Status::Running);
+                phase_took("start", since.elapsed().as_secs_f64() * 1000.0);
+            }
+            // There never was a workload, so there is neither output nor an end of it to wait for.
+            (Some(_), Outcome::Failed { kind, .. }) => {
+                self.exited = Some(ExitStatus::Code {
+                    code: failure::code_of(*kind),
+                });
+                self.outputs_left = 0;
+            }
+            _ => {}
         }
         // A client that did not wait has its own reasons.
         let _ = client.send(&outcome);

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
-use std::net::Shutdown;
+use rustix::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::thread;
 
@@ -27,12 +27,19 @@ pub enum Stdio {
     Terminal(OwnedFd),
 }
 
-/// One direction of one stream.
+/// One direction of one stream. One of its ends is a socket to the guest.
 struct Pump {
     from: OwnedFd,
     to: OwnedFd,
-    /// Half-closed when `from` has ended, so that the other side sees the end.
-    ended: Shutdown,
+    direction: Direction,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Direction {
+    /// `to` is the socket. At the end the guest sees the end of its input.
+    ToGuest,
+    /// `from` is the socket. At the end it is of no more use: the guest sees a broken stream if it was not the one to end it.
+    FromGuest,
 }
 
 /// The guest's ends of the streams, and the pumps that have not been started.
@@ -85,14 +92,14 @@ impl Streams {
             self.inputs.push(Pump {
                 from,
                 to: ours.try_clone()?.into(),
-                ended: Shutdown::Write,
+                direction: Direction::ToGuest,
             });
         }
         if let Some(to) = output {
             self.outputs.push(Pump {
                 from: ours.into(),
                 to,
-                ended: Shutdown::Both,
+                direction: Direction::FromGuest,
             });
         }
         self.guest_ends.push((number, guest));
@@ -145,12 +152,14 @@ impl Pump {
                 Ok(count) => count,
             };
             if self.write_all(&buffer[..count]).is_err() {
-                // The reader is gone. The writer has to learn it, as from a broken pipe.
-                shutdown(&self.from, Shutdown::Read);
                 break;
             }
         }
-        shutdown(&self.to, self.ended);
+        // Fails only for a socket whose other end is closed, which then needs no telling.
+        let _ = match self.direction {
+            Direction::ToGuest => rustix::net::shutdown(&self.to, Shutdown::Write),
+            Direction::FromGuest => rustix::net::shutdown(&self.from, Shutdown::Both),
+        };
     }
 
     fn write_all(&self, mut bytes: &[u8]) -> Result<(), Errno> {
@@ -173,16 +182,6 @@ fn retry<T>(fd: &OwnedFd, ready: PollFlags, mut call: impl FnMut() -> Result<T, 
             result => return result,
         }
     }
-}
-
-/// Half-closes a socket. What is no socket has no halves: closing it is enough.
-fn shutdown(fd: &OwnedFd, how: Shutdown) {
-    let how = match how {
-        Shutdown::Read => rustix::net::Shutdown::Read,
-        Shutdown::Write => rustix::net::Shutdown::Write,
-        Shutdown::Both => return,
-    };
-    let _ = rustix::net::shutdown(fd, how);
 }
 
 #[cfg(test)]

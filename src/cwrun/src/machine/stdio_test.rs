@@ -1,11 +1,11 @@
 use super::*;
 use std::io::{Read, Write};
 
-fn pump(from: impl Into<OwnedFd>, to: impl Into<OwnedFd>, ended: Shutdown) -> thread::JoinHandle<()> {
+fn pump(from: impl Into<OwnedFd>, to: impl Into<OwnedFd>, direction: Direction) -> thread::JoinHandle<()> {
     let pump = Pump {
         from: from.into(),
         to: to.into(),
-        ended,
+        direction,
     };
     thread::spawn(move || pump.run())
 }
@@ -14,7 +14,7 @@ fn pump(from: impl Into<OwnedFd>, to: impl Into<OwnedFd>, ended: Shutdown) -> th
 fn everything_arrives_and_then_the_end() {
     let (reader, mut writer) = std::io::pipe().unwrap();
     let (ours, mut guest) = UnixStream::pair().unwrap();
-    let input = pump(reader, ours, Shutdown::Write);
+    let input = pump(reader, ours, Direction::ToGuest);
     let data: Vec<u8> = (0..5_000_000u32).map(|i| (i % 251) as u8).collect();
     let copy = data.clone();
     let sender = thread::spawn(move || writer.write_all(&copy).unwrap());
@@ -29,7 +29,7 @@ fn everything_arrives_and_then_the_end() {
 fn a_reader_that_goes_away_reaches_the_guest_as_a_broken_stream() {
     let (reader, writer) = std::io::pipe().unwrap();
     let (ours, mut guest) = UnixStream::pair().unwrap();
-    let output = pump(ours, writer, Shutdown::Both);
+    let output = pump(ours, writer, Direction::FromGuest);
     drop(reader);
     guest.write_all(b"lost").unwrap();
     output.join().unwrap();
@@ -42,7 +42,7 @@ fn a_non_blocking_descriptor_is_waited_for() {
     let (reader, mut writer) = std::io::pipe().unwrap();
     rustix::io::ioctl_fionbio(&reader, true).unwrap();
     let (ours, mut guest) = UnixStream::pair().unwrap();
-    let input = pump(reader, ours, Shutdown::Write);
+    let input = pump(reader, ours, Direction::ToGuest);
     thread::sleep(std::time::Duration::from_millis(20));
     writer.write_all(b"late").unwrap();
     drop(writer);
