@@ -204,7 +204,8 @@ impl Root {
             .collect())
     }
 
-    /// Removes what a `create` left that was killed between reserving the ID and writing the record.
+    /// Removes the directory of a container without a record, which is what a `create` leaves that was killed between
+    /// reserving the ID and writing it, or with one that can't be read.
     pub fn remove_unrecorded(&self, id: &str) -> Result<()> {
         check_id(id)?;
         remove_dir(&self.0.join(id))

@@ -33,7 +33,7 @@ fn killed_at_random_moments() {
     }
     for round in 0..60u64 {
         let mut child = Command::new(std::env::current_exe().expect("this program"))
-            .args(["half_convert_forever", "--ignored", "--exact"])
+            .args(["started_by_a_test_convert_forever", "--ignored", "--exact"])
             .env("DIRECTORY", directory.path())
             .stdout(Stdio::null())
             .spawn()
@@ -74,7 +74,7 @@ fn check(trees: &[PathBuf], path: &Path) {
 /// The child: converts one tree, then the other, until it is killed.
 #[test]
 #[ignore = "the child of killed_at_random_moments"]
-fn half_convert_forever() {
+fn started_by_a_test_convert_forever() {
     let directory = std::env::var_os("DIRECTORY").expect("started by the parent");
     let (trees, cache) = places(Path::new(&directory));
     let cache = Cache::open(&cache, LIMIT).expect("the cache");

@@ -317,13 +317,13 @@ fn other_mounts_are_left_out() {
     fs::create_dir(tree.path().join("proc")).expect("a directory");
     fs::write(tree.path().join("hosts"), "inside").expect("a file");
     let commands = "mount -t tmpfs none proc; touch proc/secret; mount --bind /etc/hostname hosts";
-    in_namespace(tree.path(), commands, "half_scan_for_mounts");
+    in_namespace(tree.path(), commands, "started_by_a_test_scan_for_mounts");
 }
 
 /// Runs in the mount namespace that the test above makes.
 #[test]
 #[ignore = "the second half of other_mounts_are_left_out"]
-fn half_scan_for_mounts() {
+fn started_by_a_test_scan_for_mounts() {
     let top = std::env::var_os("TREE").expect("started by the other half");
     let tree = Tree::scan(Path::new(&top)).expect("a tree");
     let mut covered: Vec<_> = tree.covered().collect();
@@ -378,13 +378,13 @@ fn overlays() {
     let mount = "mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged";
     let commands =
         format!("mkdir upper work merged; {mount}; rm merged/sub/gone; echo new >merged/sub/small");
-    in_namespace(tree.path(), &commands, "half_scan_an_overlay");
+    in_namespace(tree.path(), &commands, "started_by_a_test_scan_an_overlay");
 }
 
 /// Runs in the mount namespace that the test above makes.
 #[test]
 #[ignore = "the second half of overlays"]
-fn half_scan_an_overlay() {
+fn started_by_a_test_scan_an_overlay() {
     let top = PathBuf::from(std::env::var_os("TREE").expect("started by the other half"));
     let merged = top.join("merged");
     round_trip(&merged);

@@ -10,10 +10,15 @@ use std::time::Duration;
 /// The command.
 pub fn run(global: &Global, args: &Delete) -> Result<()> {
     let root = Root::new(global.root.clone())?;
-    let container = match root.find(&args.id)? {
-        Some(container) => container,
-        None if args.force => return root.remove_unrecorded(&args.id),
-        None => return root.get(&args.id).map(drop),
+    let container = match root.find(&args.id) {
+        Ok(Some(container)) => container,
+        Ok(None) if args.force => return root.remove_unrecorded(&args.id),
+        Ok(None) => return root.get(&args.id).map(drop),
+        Err(error) if args.force => {
+            tracing::warn!("container {:?} is removed without its record: {error:#}", args.id);
+            return root.remove_unrecorded(&args.id);
+        }
+        Err(error) => return Err(error),
     };
     match container.status() {
         Status::Stopped => {}
