@@ -207,7 +207,7 @@ impl Cwrun {
             .collect();
         for id in ids {
             let mut delete = self.command(["delete", "--force", &id]).command();
-            if let Ok(mut child) = delete.stdin(Stdio::null()).spawn() {
+            if let Ok(mut child) = delete.stdin(Stdio::null()).stderr(Stdio::null()).spawn() {
                 let end = Instant::now() + Duration::from_secs(10);
                 while matches!(child.try_wait(), Ok(None)) && Instant::now() < end {
                     std::thread::sleep(Duration::from_millis(10));

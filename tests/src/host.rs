@@ -64,11 +64,13 @@ pub fn reap() {
     while let Ok(Some(_)) = rustix::process::wait(flags) {}
 }
 
+/// All mounts but the one that podman makes of its storage and takes away again as it likes.
 fn mounts() -> impl Iterator<Item = String> {
     let text = fs::read_to_string("/proc/self/mountinfo").expect("proc(5) is mounted");
     let mounts: Vec<_> = text
         .lines()
         .filter_map(|line| line.split(' ').nth(4).map(str::to_owned))
+        .filter(|path| path != "/var/lib/containers/storage/overlay")
         .collect();
     mounts.into_iter()
 }

@@ -12,13 +12,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 /// Directories deeper than this are not a tree that anybody made on purpose.
 const MAX_DEPTH: usize = 256;
 
-/// Copies the content of directory `from` into directory `to`, and its own attributes: types, owners, modes, times,
-/// extended attributes.
+/// Copies the content of directory `from` into directory `to`: types, owners, modes, times, extended attributes. The
+/// attributes of `to` itself stay what its mount options made them, as with crun.
 pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
-    copy_directory(from, to, 0)
+    copy_content(from, to, 0)
 }
 
-fn copy_directory(from: BorrowedFd<'_>, to: BorrowedFd<'_>, depth: usize) -> io::Result<()> {
+fn copy_content(from: BorrowedFd<'_>, to: BorrowedFd<'_>, depth: usize) -> io::Result<()> {
     if depth > MAX_DEPTH {
         return Err(io::Error::from_raw_os_error(libc::ELOOP));
     }
@@ -33,7 +33,7 @@ fn copy_directory(from: BorrowedFd<'_>, to: BorrowedFd<'_>, depth: usize) -> io:
             copy_entry(from.as_fd(), to.as_fd(), name, depth)?;
         }
     }
-    copy_attributes(&File::from(from), &File::from(to))
+    Ok(())
 }
 
 fn copy_entry(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, depth: usize) -> io::Result<()> {
@@ -43,12 +43,13 @@ fn copy_entry(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, depth: usiz
     match FileType::from_raw_mode(meta.st_mode) {
         FileType::Directory => {
             mkdirat(to, name, Mode::from_raw_mode(0o700))?;
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let (below_from, below_to) = (
                 openat(from, name, flags, Mode::empty())?,
                 openat(to, name, flags, Mode::empty())?,
             );
-            return copy_directory(below_from.as_fd(), below_to.as_fd(), depth + 1);
+            copy_content(below_from.as_fd(), below_to.as_fd(), depth + 1)?;
+            return copy_attributes(&File::from(below_from), &File::from(below_to));
         }
         FileType::RegularFile => {
             let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -143,7 +144,8 @@ mod tests {
         fs::write(from.path().join("d/f"), "text").unwrap();
         fs::set_permissions(from.path().join("d/f"), Permissions::from_mode(0o4751)).unwrap();
         symlink("nowhere", from.path().join("l")).unwrap();
-        fs::set_permissions(from.path(), Permissions::from_mode(0o1777)).unwrap();
+        fs::set_permissions(from.path().join("d"), Permissions::from_mode(0o1777)).unwrap();
+        fs::set_permissions(to.path(), Permissions::from_mode(0o750)).unwrap();
         let time = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000_000, 5);
         File::open(from.path().join("d"))
             .unwrap()
@@ -165,7 +167,9 @@ mod tests {
             fs::read_link(to.path().join("l")).unwrap().to_str(),
             Some("nowhere")
         );
-        assert_eq!(fs::metadata(to.path()).unwrap().mode() & 0o7777, 0o1777);
+        let mode = |path: &std::path::Path| fs::metadata(path).unwrap().mode() & 0o7777;
+        assert_eq!(mode(&to.path().join("d")), 0o1777);
+        assert_eq!(mode(to.path()), 0o750, "the mount's own mode stays");
         assert_eq!(
             fs::metadata(to.path().join("d")).unwrap().modified().unwrap(),
             time
