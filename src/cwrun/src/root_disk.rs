@@ -23,7 +23,7 @@ pub struct RootDisk {
 /// The disk for this root file system: from the cache, or converted now.
 pub fn obtain(rootfs: &Path) -> Result<RootDisk> {
     let context = || format!("root file system {}", rootfs.display());
-    let cache = disk::cache::Cache::open(&cache_dir()?.join("disks"), CACHE_LIMIT)?;
+    let cache = open_cache()?;
     let tree = disk::Tree::scan(rootfs).with_context(context)?;
     let entry = cache
         .get_or_build(&tree, &disk::Options::default())
@@ -39,6 +39,20 @@ pub fn obtain(rootfs: &Path) -> Result<RootDisk> {
         image: entry.image,
         key,
     })
+}
+
+/// Removes what a conversion left that was killed.
+pub fn tidy() -> Result<()> {
+    Ok(open_cache()?.tidy()?)
+}
+
+fn open_cache() -> Result<disk::cache::Cache> {
+    let dir = cache_dir()?;
+    DirBuilder::new()
+        .recursive(true)
+        .create(&dir)
+        .with_context(|| format!("cache directory {}", dir.display()))?;
+    Ok(disk::cache::Cache::open(&dir.join("disks"), CACHE_LIMIT)?)
 }
 
 fn layer(layout: &disk::Layout) -> Layer {

@@ -103,7 +103,7 @@ impl Cache {
             None => slot.make(tree, options)?,
         };
         drop(lock);
-        if let Err(error) = self.sweep(&name) {
+        if let Err(error) = self.sweep(Some(&name)) {
             // The caller has what it asked for; the next one tries again.
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
@@ -111,6 +111,14 @@ impl Cache {
             );
         }
         Ok(entry)
+    }
+
+    /// Removes what dead processes left behind, and entries beyond the limit. [`Cache::get_or_build`] does so by itself.
+    ///
+    /// # Errors
+    /// [`Error::Cache`].
+    pub fn tidy(&self) -> Result<(), Error> {
+        self.sweep(None)
     }
 
     fn slot(&self, name: &str) -> Slot {
@@ -123,13 +131,13 @@ impl Cache {
     }
 
     /// Removes what dead processes left behind, then entries beyond the limit, but never `keep`.
-    fn sweep(&self, keep: &str) -> Result<(), Error> {
+    fn sweep(&self, keep: Option<&str>) -> Result<(), Error> {
         let mut entries = Vec::new();
         for item in fs::read_dir(&self.path).map_err(failed("list", &self.path))? {
             let item = item.map_err(failed("list", &self.path))?.file_name();
             let Some(item) = item.to_str() else { continue };
             let name = item.split('.').next().unwrap_or_default();
-            if hex::decode::<32>(name).is_none() || name == keep {
+            if hex::decode::<32>(name).is_none() || Some(name) == keep {
                 continue;
             }
             let slot = self.slot(name);
@@ -140,7 +148,10 @@ impl Cache {
             }
         }
         entries.sort_unstable_by_key(|(used, ..)| *used);
-        let kept = self.slot(keep).usage()?.map_or(0, |(_, bytes)| bytes);
+        let kept = match keep {
+            Some(name) => self.slot(name).usage()?.map_or(0, |(_, bytes)| bytes),
+            None => 0,
+        };
         let mut total = entries
             .iter()
             .fold(kept, |total, (_, bytes, _)| total.saturating_add(*bytes));

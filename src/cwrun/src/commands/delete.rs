@@ -2,33 +2,30 @@
 
 use crate::cli::{Delete, Global};
 use crate::launch::hooks;
-use crate::signal;
 use crate::state::{Container, Root, Status};
-use anyhow::{Result, bail};
+use crate::{root_disk, signal};
+use anyhow::{Result, ensure};
 use std::time::Duration;
 
 /// The command.
 pub fn run(global: &Global, args: &Delete) -> Result<()> {
     let root = Root::new(global.root.clone())?;
-    let container = match root.find(&args.id) {
-        Ok(Some(container)) => container,
-        Ok(None) if args.force => return root.remove_unrecorded(&args.id),
-        Ok(None) => return root.get(&args.id).map(drop),
-        Err(error) if args.force => {
-            tracing::warn!("container {:?} is removed without its record: {error:#}", args.id);
-            return root.remove_unrecorded(&args.id);
-        }
-        Err(error) => return Err(error),
-    };
-    match container.status() {
-        Status::Stopped => {}
-        Status::Creating | Status::Created | Status::Running if args.force => {}
-        status => bail!(
+    if !args.force {
+        let container = root.get(&args.id)?;
+        let status = container.status();
+        ensure!(
+            status == Status::Stopped,
             "container {:?} is {status}: stop it first, or use --force",
             args.id
-        ),
+        );
+        return destroy(&container);
     }
-    destroy(&container)
+    match root.find(&args.id)? {
+        Some(container) => destroy(&container)?,
+        None => root.remove_unrecorded(&args.id)?,
+    }
+    // Whoever uses force may have killed a create in the middle of a conversion.
+    root_disk::tidy()
 }
 
 /// Ends the container's processes and removes its cgroup and directory.
