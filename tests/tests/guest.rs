@@ -393,7 +393,7 @@ fn half_a_gigabyte_in_the_writable_layer() {
         expected.extend_from_slice(&chunk);
     }
     let bundle = Bundle::script(script).annotation("krun.ram_mib", "256");
-    let done = cwrun.run("big", &bundle).deadline(300).finish().ok();
+    let done = cwrun.run("big", &bundle).deadline(600).finish().ok();
     eprintln!("500 MB written and read: {:?}", done.took);
     let facts = Facts::of(&done);
     facts.expect(&[
