@@ -20,9 +20,13 @@ pub fn run(global: &Global, args: &Delete) -> Result<()> {
         );
         return destroy(&container);
     }
-    match root.find(&args.id)? {
-        Some(container) => destroy(&container)?,
-        None => root.remove_unrecorded(&args.id)?,
+    match root.find(&args.id) {
+        Ok(Some(container)) => destroy(&container)?,
+        Ok(None) => root.remove_unrecorded(&args.id)?,
+        Err(error) => {
+            tracing::warn!("container {:?} is removed without its record: {error:#}", args.id);
+            root.remove_unrecorded(&args.id)?;
+        }
     }
     // Whoever uses force may have killed a create in the middle of a conversion.
     root_disk::tidy()
