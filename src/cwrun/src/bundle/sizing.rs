@@ -9,7 +9,7 @@ const DEFAULT_MEMORY_MIB: u64 = 1024;
 /// Most vCPUs that a VM gets without asking.
 const DEFAULT_MAX_VCPUS: u64 = 4;
 /// What the workload may write without asking, in bytes. The file is sparse.
-const DEFAULT_SCRATCH: u64 = 8 << 30;
+const DEFAULT_SCRATCH: u64 = 4 << 30;
 /// Memory of the VMM beside the guest's own, in bytes, added to the cgroup's limit.
 pub const VMM_HEADROOM: u64 = 64 << 20;
 
