@@ -1,18 +1,20 @@
-//! Requests to a running VMM, through its control socket.
+//! The VMM's control socket: made by `create`, reached by later commands with their requests.
 
 use crate::channel::Channel;
 use crate::failure::GuestFailure;
 use crate::state::Container;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Mode, OFlags};
+use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use workload::protocol::{Outcome, Request};
 
 /// Sends one request and waits for what became of it.
 pub fn request(container: &Container, request: Request) -> Result<()> {
     let id = &container.record.id;
-    let stream = connect(container).with_context(|| format!("container {id:?} can't be reached"))?;
+    let stream = through_directory(container, |path| UnixStream::connect(path))
+        .with_context(|| format!("container {id:?} can't be reached"))?;
     let mut channel = Channel::<Request, Outcome>::new(stream);
     channel.send(&request)?;
     match channel.receive()? {
@@ -23,15 +25,16 @@ pub fn request(container: &Container, request: Request) -> Result<()> {
     }
 }
 
-/// Connects through the directory's descriptor, since a socket's path is limited to 107 bytes.
-fn connect(container: &Container) -> Result<UnixStream> {
-    let dir = rustix::fs::open(
-        container.dir(),
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    Ok(UnixStream::connect(format!(
-        "/proc/self/fd/{}/control.sock",
-        dir.as_raw_fd()
-    ))?)
+/// Makes the socket on which the VMM will listen.
+pub fn bind(container: &Container) -> Result<UnixListener> {
+    through_directory(container, |path| UnixListener::bind(path))
+        .with_context(|| format!("control socket {}", container.control_socket().display()))
+}
+
+/// Calls with a path to the socket that goes through the directory's descriptor, since a socket's path is limited to 107
+/// bytes and `--root` is not.
+fn through_directory<T>(container: &Container, call: impl FnOnce(&str) -> io::Result<T>) -> io::Result<T> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(container.dir(), flags, Mode::empty())?;
+    call(&format!("/proc/self/fd/{}/control.sock", dir.as_raw_fd()))
 }

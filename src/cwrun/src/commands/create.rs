@@ -3,7 +3,6 @@
 use crate::bundle::host::HostSpec;
 use crate::bundle::sizing::Sizing;
 use crate::bundle::{Bundle, guest, host};
-use crate::cgroup;
 use crate::cli::{Create, Global};
 use crate::guest_files::GuestFiles;
 use crate::launch;
@@ -12,13 +11,12 @@ use crate::machine::stdio::Stdio;
 use crate::machine::{Machine, terminal};
 use crate::root_disk;
 use crate::state::{Container, ProcessId, Record, Root};
+use crate::{cgroup, control};
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::UnixListener;
+use std::os::fd::RawFd;
 use std::path::Path;
 
 /// How the container's terminal is reached, if it has one.
@@ -129,7 +127,7 @@ fn prepare(
         memory_mib: sizing.memory_mib,
         vcpus: sizing.vcpus,
         stdio,
-        control: control_socket(container)?,
+        control: control::bind(container)?,
         status: container.status_file()?,
         debug: tracing::enabled!(target: "cwrun", tracing::Level::DEBUG),
     })
@@ -144,19 +142,6 @@ fn stdio(terminal: bool, console_socket: Option<&Path>, console: Console) -> Res
             bail!("config.json: process.terminal: a container with a terminal needs --console-socket")
         }
     }
-}
-
-/// Binds through the directory's descriptor, since a socket's path is limited to 107 bytes and `--root` is not.
-fn control_socket(container: &Container) -> Result<UnixListener> {
-    let bind = || -> std::io::Result<UnixListener> {
-        let dir = rustix::fs::open(
-            container.dir(),
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        UnixListener::bind(format!("/proc/self/fd/{}/control.sock", dir.as_raw_fd()))
-    };
-    bind().with_context(|| format!("control socket {}", container.control_socket().display()))
 }
 
 /// Writes the number aside and renames, so that a reader never sees half of it.
