@@ -15,6 +15,7 @@ use crate::{kmsg, layers, scratch, sys, world};
 use rustix::event::{Timespec, poll};
 use rustix::time::{ClockId, clock_gettime, clock_settime};
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 use workload::protocol::{CONTROL, HOST_CID, Outcome, Request, Setup, ToGuest, ToHost, VERSION, stdio};
 use workload::{Environment, Workload};
@@ -83,15 +84,22 @@ fn set_up(setup: Setup, phases: &mut Phases) -> Result<Prepared> {
     environment.check().map_err(Failure::other)?;
     set_clock(Duration::from_nanos(unix_time_ns))?;
     let mapper = Mapper::open()?;
-    let devices = layers::activate(&mapper, &workload.layers, &keys)?;
+    // Side by side: most of both is waiting, for the disk or for the kernel's own threads.
+    let lower = thread::scope(|scope| {
+        let scratch = scope.spawn(|| scratch::make(&mapper, &workload.scratch));
+        let lower = layers::activate(&mapper, &workload.layers, &keys);
+        phases.end("layers");
+        // A panic there is one here.
+        scratch
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        phases.end("scratch");
+        lower
+    })?;
     // Wiped: the kernel has them now, and the workload's process starts as a copy of this one.
     drop(keys);
-    phases.end("crypt");
-    let lower = layers::mount(&devices)?;
-    phases.end("mount");
-    scratch::make(&mapper, &workload.scratch, workload.layers.len())?;
     scratch::overlay(&lower)?;
-    phases.end("scratch");
+    phases.end("overlay");
     let sockets = open_streams(workload.process.terminal)?;
     phases.end("streams");
     let prepared = prepare_process(&workload, &environment, sockets)?;

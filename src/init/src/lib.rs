@@ -6,6 +6,7 @@
 //! | `world` | init's own mounts |
 //! | `control` | the stream to the host |
 //! | `dm`, `layers`, `scratch` | disks: encrypted, verified, mounted, written over |
+//! | `ext4` | makes the scratch disk's file system |
 //! | `mount` | mounting by descriptor |
 //! | `container` | the child's side: namespaces, mounts, devices, user, program |
 //! | `process`, `link`, `cgroup` | the parent's side: the child, what it reports, its group |
@@ -19,6 +20,7 @@ mod cgroup;
 mod container;
 mod control;
 mod dm;
+mod ext4;
 mod failure;
 pub mod guest;
 pub mod kmsg;

@@ -38,12 +38,6 @@ pub fn set_mount_attributes(mount: impl AsFd, set: u64, recursive: bool) -> io::
     check(result).map(drop)
 }
 
-/// Starts swapping to a device (swapon(2)).
-pub fn swap_on(device: &CStr, flags: i32) -> io::Result<()> {
-    // SAFETY: the path is NUL-terminated; the call touches no memory of ours.
-    check(unsafe { libc::swapon(device.as_ptr(), flags) }.into()).map(drop)
-}
-
 /// Which side of a [`fork`] this is.
 pub enum Fork {
     /// The new process.

@@ -83,7 +83,14 @@ struct Machine {
 
 impl Machine {
     fn new(images: Vec<Image>, script: &str) -> Self {
-        let workload = workload(script, images.iter().map(|image| image.layer.clone()).collect());
+        let mut end = 0;
+        let on_disk = |image: &Image| {
+            let mut layer = image.layer.clone();
+            layer.crypt.offset += end;
+            end += image.file.metadata().unwrap().len();
+            layer
+        };
+        let workload = workload(script, images.iter().map(on_disk).collect());
         Self {
             images,
             scratch: None,
@@ -99,19 +106,17 @@ impl Machine {
             sender.send((port, theirs)).ok()?;
             Some(ours)
         };
-        let disk = |file: &File, access, serial: String| Disk {
-            file: file.try_clone().unwrap(),
+        let disk = |files: Vec<&File>, access, serial: &str| Disk {
+            files: files.iter().map(|file| file.try_clone().unwrap()).collect(),
             access,
-            serial,
+            serial: serial.into(),
         };
-        let layers = self.images.iter().enumerate();
-        let mut disks: Vec<_> = layers
-            .map(|(i, image)| disk(&image.file, Access::ReadOnly, format!("layer{i}")))
-            .collect();
+        let layers = self.images.iter().map(|image| &image.file).collect();
+        let mut disks = vec![disk(layers, Access::ReadOnly, "layers")];
         disks.extend(
             self.scratch
                 .iter()
-                .map(|file| disk(file, Access::Scratch, "scratch".into())),
+                .map(|file| disk(vec![file], Access::Scratch, "scratch")),
         );
         let config = Config {
             kvm: File::options().read(true).write(true).open("/dev/kvm").unwrap(),

@@ -21,7 +21,7 @@ pub type Digest = Hex<32>;
 pub struct Workload {
     /// Format of this document, [`Workload::VERSION`].
     pub version: u32,
-    /// The root file system, lowest layer first; `layers[i]` is the guest's disk number `i`. At least one.
+    /// The root file system, lowest layer first. At least one; all lie on the guest's first disk.
     pub layers: Vec<Layer>,
     /// Where changes to the root file system go.
     pub scratch: Scratch,
@@ -39,7 +39,7 @@ pub struct Workload {
     pub sysctl: BTreeMap<String, String>,
 }
 
-/// One disk: EROFS under dm-verity under dm-crypt.
+/// One part of a disk: EROFS under dm-verity under dm-crypt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layer {
@@ -79,7 +79,7 @@ pub struct Verity {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, tag = "kind", rename_all = "kebab-case")]
 pub enum Scratch {
-    /// Guest memory, spilled to one more disk (after the layers) under a key that the guest draws and keeps.
+    /// The guest's second disk, under keys that the guest draws and keeps.
     Disk {
         /// How much the workload may write, in bytes.
         bytes: u64,
@@ -271,10 +271,15 @@ impl Workload {
     fn check(&self) -> Result<(), Error> {
         let field = |field, problem| Err(Error::Field { field, problem });
         if self.layers.is_empty() || self.layers.len() > Self::MAX_LAYERS {
-            return field("layers", "must be between 1 and 24");
+            return field("layers", "must be between 1 and 128");
         }
         for layer in &self.layers {
             layer.check()?;
+        }
+        if let Scratch::Disk { bytes } = self.scratch
+            && !(Self::MIN_SCRATCH_BYTES..=Self::MAX_SCRATCH_BYTES).contains(&bytes)
+        {
+            return field("scratch", "must be between 4 MiB and 16 TiB");
         }
         let process = &self.process;
         if process.args.first().is_none_or(String::is_empty) {
@@ -303,8 +308,14 @@ impl Workload {
         Ok(())
     }
 
-    /// Upper limit of `layers`: disks are virtio-mmio devices with an interrupt line each.
-    pub const MAX_LAYERS: usize = 24;
+    /// Upper limit of `layers`: more than the 127 that Docker allows an image, and far below overlayfs's 500.
+    pub const MAX_LAYERS: usize = 128;
+
+    /// Lower limit of a scratch disk: a file system with something in it.
+    pub const MIN_SCRATCH_BYTES: u64 = 4 << 20;
+
+    /// Upper limit of a scratch disk: what ext4 addresses with 32 bits.
+    pub const MAX_SCRATCH_BYTES: u64 = 1 << 44;
 }
 
 impl Layer {
