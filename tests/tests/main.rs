@@ -3,6 +3,7 @@
 mod crash;
 mod errors;
 mod guest;
+mod layers;
 mod lifecycle;
 mod podman;
 mod secrecy;

@@ -21,6 +21,7 @@
 //! | `luks2` | writes the header, and reads a hostile one |
 //! | `build` | the pipeline that joins them |
 //! | `verify` | decrypts a finished image and recomputes its hash tree |
+//! | `layer` | which layer of an overlay a directory is |
 //! | `cache` | finished images by identity of their source |
 //!
 //! The plaintext is a function of the tree alone: names, types, modes, owners, modification times, extended
@@ -33,6 +34,7 @@ mod erofs;
 mod error;
 mod hex;
 mod key;
+mod layer;
 mod layout;
 pub mod luks2;
 mod tree;
@@ -46,9 +48,10 @@ use std::path::Path;
 pub use build::{Built, Options, Progress};
 pub use error::{Error, HeaderError};
 pub use key::{MAX_KEY_FILE, Unlock, VolumeKey};
+pub use layer::LayerDir;
 pub use layout::Layout;
 pub use luks2::{Inspection, Keyslot, inspect};
-pub use tree::Tree;
+pub use tree::{Markers, Tree};
 pub use verify::verify;
 
 /// Version of everything that shapes an image. Part of every identity, so that a cache never hands out an image in

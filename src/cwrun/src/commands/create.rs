@@ -114,13 +114,13 @@ fn prepare(
     let files = GuestFiles::open()?;
     let stdio = stdio(workload.process.terminal, args.console_socket.as_deref(), console)?;
     let disk = phase("convert", || root_disk::obtain(&bundle.rootfs))?;
-    workload.layers.push(disk.layer);
+    workload.layers = disk.layers;
     Ok(Machine {
         kvm,
         kernel: files.kernel,
         initrd: files.initrd,
-        layers: vec![disk.image],
-        keys: vec![disk.key],
+        layers: disk.images,
+        keys: disk.keys,
         scratch: root_disk::scratch(&workload.scratch)?,
         workload,
         environment,

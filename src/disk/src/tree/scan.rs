@@ -10,6 +10,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Statx, StatxFlags, StatxTimestamp};
 use rustix::io::Errno;
 
+use super::markers::{Attribute, Markers};
 use super::open::Directories;
 use super::{Entry, Inode, Kind, ROOT, Span, Target, Time, Tree, XattrSet};
 use crate::Error;
@@ -18,7 +19,7 @@ use crate::Error;
 const LONGEST_VALUE: usize = u16::MAX as usize;
 
 /// See [`Tree::scan`].
-pub(super) fn scan(path: &Path) -> Result<Tree, Error> {
+pub(super) fn scan(path: &Path, markers: Markers) -> Result<Tree, Error> {
     let source = |action: &'static str| {
         move |errno: Errno| Error::Source {
             action,
@@ -36,6 +37,7 @@ pub(super) fn scan(path: &Path) -> Result<Tree, Error> {
     let stat = stat(root.as_fd(), b"", AtFlags::EMPTY_PATH).map_err(source("examine"))?;
     let tree = Tree {
         path: path.to_owned(),
+        markers,
         root,
         inodes: Vec::new(),
         entries: Vec::new(),
@@ -151,6 +153,10 @@ impl Scan {
             return Ok(Entry { name: span, inode });
         }
         let inode = self.add(kind, &stat, parent, span)?;
+        let whiteout = matches!(kind, Kind::Character { major: 0, minor: 0 });
+        if whiteout && !self.tree.markers.allows_whiteouts() {
+            return Err(self.marker(inode, "device number 0:0"));
+        }
         if covered {
             self.tree.covered.push(inode);
         } else if stat.stx_nlink > 1 && !matches!(kind, Kind::Directory { .. }) {
@@ -259,7 +265,11 @@ impl Scan {
                         size: value.len(),
                     });
                 }
-                Ok(value) => set.push((name.to_vec(), value)),
+                Ok(value) => match self.tree.markers.attribute(name, &value) {
+                    Attribute::Named(name) => set.push((name, value)),
+                    Attribute::Dropped => {}
+                    Attribute::Refused => return Err(self.marker(inode, &String::from_utf8_lossy(name))),
+                },
                 Err(Errno::NODATA) => {
                     return Err(Error::Changed {
                         path: self.tree.path(inode),
@@ -270,6 +280,13 @@ impl Scan {
         }
         set.sort_unstable();
         Ok(set)
+    }
+
+    fn marker(&self, inode: u32, mark: &str) -> Error {
+        Error::Marker {
+            path: self.tree.path(inode),
+            mark: mark.to_owned(),
+        }
     }
 
     /// A directory that was written to while it was listed may lack names that were there all along.
