@@ -18,12 +18,12 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
+use luks::Xts;
 use sha2::{Digest, Sha256};
 
 use crate::erofs::Plan;
 use crate::tree::{Reader, Tree};
 use crate::verity::{self, Geometry, HASHES_PER_BLOCK, Hash, Hasher};
-use crate::xts::Xts;
 use crate::{BLOCK, Error, Layout, Unlock, luks2, widen};
 
 /// Blocks in one part of the image: their hashes fill hash blocks without a remainder.
@@ -89,7 +89,7 @@ pub(crate) fn build(
         .map_err(failed("set the length of"))?;
     let sink = Sink {
         image,
-        xts: Xts::new(unlock.volume_key()),
+        xts: Xts::new(unlock.volume_key().as_bytes()),
         payload_offset: layout.payload_offset,
     };
     let job = Job {

@@ -17,7 +17,6 @@
 //! | `tree` | walks a directory: metadata only, sorted, never follows a symlink, never leaves the mount |
 //! | `erofs` | fixes the place of every byte of the file system before any file is read |
 //! | `verity` | shape of the hash tree and its superblock |
-//! | `xts` | AES-256-XTS over sectors |
 //! | `luks2` | writes the header, and reads a hostile one |
 //! | `build` | the pipeline that joins them |
 //! | `verify` | decrypts a finished image and recomputes its hash tree |
@@ -40,7 +39,6 @@ pub mod luks2;
 mod tree;
 mod verify;
 mod verity;
-mod xts;
 
 use std::fs::File;
 use std::path::Path;
