@@ -5,6 +5,7 @@ mod errors;
 mod guest;
 mod layers;
 mod lifecycle;
+mod mkcw;
 mod podman;
 mod secrecy;
 mod streams;

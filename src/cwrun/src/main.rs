@@ -20,6 +20,7 @@ mod kvm;
 mod launch;
 mod logging;
 mod machine;
+mod mkcw_disk;
 mod overlay;
 mod root_disk;
 mod signal;

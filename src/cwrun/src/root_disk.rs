@@ -1,11 +1,14 @@
 //! The container's disks: the converted root file system, and the scratch file.
 //!
 //! ```text
+//!   disk of mkcw ────────────────────────► as it is
 //!   overlay mount ──┬─ lower directories ─► cache, one image for each, shared by all containers that have it
 //!                   └─ upper directory ───► an image of this container's own, with no name
 //!   anything else ──────────────────────► cache, one image, found again by a look at every file
 //! ```
 
+use crate::bundle::Bundle;
+use crate::mkcw_disk;
 use crate::overlay::Overlay;
 use anyhow::{Context, Result};
 use disk::cache::{Cache, Entry};
@@ -14,7 +17,8 @@ use rustix::fs::{Mode, OFlags};
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use workload::{Crypt, Hex, Layer, Scratch, Verity, VolumeKey, Workload};
+use workload::protocol::Keys;
+use workload::{Crypt, Hex, Layer, RootFs, Scratch, Verity, VolumeKey, Workload};
 
 /// Size of the cache, in bytes, above which the least recently used disks are removed.
 const CACHE_LIMIT: u64 = 32 << 30;
@@ -24,18 +28,35 @@ const CACHE_LIMIT: u64 = 32 << 30;
 const TAGS_PER: u64 = 64;
 const TAGS_FIXED: u64 = 32 << 20;
 
-/// A converted root file system.
-#[derive(Default)]
+/// A root file system, encrypted.
 pub struct RootDisk {
-    /// Encrypted images, the lowest layer first. End to end they are the guest's first disk.
+    /// Images, the lowest layer first. End to end they are the guest's first disk.
     pub images: Vec<File>,
-    /// Their volume keys.
-    pub keys: Vec<VolumeKey>,
+    /// What opens them.
+    pub keys: Keys,
     /// What the guest needs to know of them.
-    pub layers: Vec<Layer>,
+    pub root: RootFs,
 }
 
-impl RootDisk {
+/// Converted layers.
+#[derive(Default)]
+struct Stack {
+    images: Vec<File>,
+    keys: Vec<VolumeKey>,
+    layers: Vec<Layer>,
+}
+
+impl From<Stack> for RootDisk {
+    fn from(stack: Stack) -> Self {
+        Self {
+            images: stack.images,
+            keys: Keys::Layers { keys: stack.keys },
+            root: RootFs::Layers { layers: stack.layers },
+        }
+    }
+}
+
+impl Stack {
     fn push(&mut self, image: File, key: &disk::VolumeKey, layout: &disk::Layout) {
         let end = self
             .layers
@@ -63,20 +84,29 @@ impl RootDisk {
     }
 }
 
-/// The disk for this root file system: from the cache, or converted now.
-pub fn obtain(rootfs: &Path) -> Result<RootDisk> {
-    let disk = || match Overlay::mounted_on(rootfs)? {
-        Some(overlay) => match stack(&overlay)? {
-            Some(disk) => Ok(disk),
-            None => whole(rootfs),
-        },
-        None => whole(rootfs),
+/// The disk for the root file system of this bundle: its own, from the cache, or converted now.
+pub fn obtain(bundle: &Bundle) -> Result<RootDisk> {
+    let rootfs = &bundle.rootfs;
+    let disk = || {
+        if let Some(disk) = mkcw_disk::find(rootfs)? {
+            let passphrase = mkcw_disk::passphrase(bundle.annotation(mkcw_disk::PASSPHRASE_FILE))?;
+            return Ok(RootDisk {
+                images: vec![disk],
+                keys: Keys::Passphrase { passphrase },
+                root: RootFs::Mkcw,
+            });
+        }
+        let stacked = match Overlay::mounted_on(rootfs)? {
+            Some(overlay) => stack(&overlay)?,
+            None => None,
+        };
+        stacked.map_or_else(|| whole(rootfs), Ok).map(RootDisk::from)
     };
     disk().with_context(|| format!("root file system {}", rootfs.display()))
 }
 
 /// The root file system as it shows.
-fn whole(rootfs: &Path) -> Result<RootDisk> {
+fn whole(rootfs: &Path) -> Result<Stack> {
     let tree = Tree::scan_as(rootfs, Markers::Shown)?;
     let entry = open_cache()?.get_or_build(&tree, &Options::default())?;
     tracing::debug!(
@@ -84,13 +114,13 @@ fn whole(rootfs: &Path) -> Result<RootDisk> {
         "root disk of {} bytes",
         entry.layout.payload_bytes
     );
-    let mut disk = RootDisk::default();
+    let mut disk = Stack::default();
     disk.push_entry(entry);
     Ok(disk)
 }
 
 /// The layers of an overlay, unless a guest could not stack them as the host does.
-fn stack(overlay: &Overlay) -> Result<Option<RootDisk>> {
+fn stack(overlay: &Overlay) -> Result<Option<Stack>> {
     let mut layers = Vec::with_capacity(overlay.layers.len());
     for path in &overlay.layers {
         match LayerDir::examine(path, overlay.user)? {
@@ -111,9 +141,9 @@ fn stack(overlay: &Overlay) -> Result<Option<RootDisk>> {
     }
 }
 
-fn stack_layers(overlay: &Overlay, layers: &[LayerDir]) -> Result<RootDisk> {
+fn stack_layers(overlay: &Overlay, layers: &[LayerDir]) -> Result<Stack> {
     let (cache, options) = (open_cache()?, Options::default());
-    let mut disk = RootDisk::default();
+    let mut disk = Stack::default();
     for layer in layers {
         let entry = cache.get_or_build_layer(layer, &options)?;
         tracing::debug!(

@@ -10,18 +10,35 @@
 use crate::dm::{Access, Mapper, Target};
 use crate::failure::{Context as _, Failure, Result};
 use crate::mount::NewFs;
-use crate::world;
+use crate::{mkcw_disk, world};
+use mkcw::InnerConfig;
 use rustix::mount::MountAttrFlags;
 use std::fs;
-use workload::{Layer, VolumeKey};
+use workload::protocol::Keys;
+use workload::{Layer, RootFs, VolumeKey};
 
 /// The disk with the layers.
 const LAYER_DISK: &str = "/dev/vda";
 /// The disk for the writable layer, where there is one.
 pub const SCRATCH_DISK: &str = "/dev/vdb";
 
-/// Opens and mounts every layer; returns the mount points in the same order.
-pub fn activate(mapper: &Mapper, layers: &[Layer], keys: &[VolumeKey]) -> Result<Vec<String>> {
+/// The root file system's lower directories, and what the disk says of the process if that is its to say.
+pub type Lower = (Vec<String>, Option<InnerConfig>);
+
+/// Opens and mounts the root file system; returns the mount points, the lowest layer first.
+pub fn activate(mapper: &Mapper, root: &RootFs, keys: &Keys) -> Result<Lower> {
+    match (root, keys) {
+        (RootFs::Layers { layers }, Keys::Layers { keys }) => Ok((stack(mapper, layers, keys)?, None)),
+        (RootFs::Mkcw, Keys::Passphrase { passphrase }) => {
+            let (lower, config) = mkcw_disk::activate(mapper, LAYER_DISK, passphrase)
+                .map_err(|failure| Failure::other(format!("mkcw disk: {failure}")))?;
+            Ok((vec![lower], Some(config)))
+        }
+        _ => Err(Failure::other("the keys are not of the root file system's kind")),
+    }
+}
+
+fn stack(mapper: &Mapper, layers: &[Layer], keys: &[VolumeKey]) -> Result<Vec<String>> {
     if layers.len() != keys.len() {
         let (layers, keys) = (layers.len(), keys.len());
         return Err(Failure::other(format!(
@@ -45,11 +62,17 @@ fn one(mapper: &Mapper, index: usize, layer: &Layer, key: &VolumeKey) -> Result<
     let verity = Target::verity(&plain, &layer.verity);
     let verified = mapper.activate(&format!("layer{index}"), &verity, Access::ReadOnly)?;
     let at = format!("{}/{index}", world::LAYERS);
-    fs::create_dir(&at).context(|| format!("create {at}"))?;
-    NewFs::open("erofs")?
-        .source(&verified)?
+    mount(NewFs::open("erofs")?, &verified, &at)?;
+    Ok(at)
+}
+
+/// Mounts a layer, read-only, on a directory that it makes.
+pub fn mount(file_system: NewFs, device: &str, at: &str) -> Result<()> {
+    fs::create_dir(at).context(|| format!("create {at}"))?;
+    file_system
+        .source(device)?
         .set("ro")?
         .mount(MountAttrFlags::MOUNT_ATTR_RDONLY)?
-        .attach_at(&at)?;
-    Ok(at)
+        .attach_at(at)
+        .map(drop)
 }

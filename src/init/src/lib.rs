@@ -6,6 +6,7 @@
 //! | `world` | init's own mounts |
 //! | `control` | the stream to the host |
 //! | `dm`, `layers`, `scratch` | disks: encrypted, verified, mounted, written over |
+//! | `mkcw_disk`, `account` | other people's disks, and the users that they name |
 //! | `ext4` | makes the scratch disk's file system |
 //! | `mount` | mounting by descriptor |
 //! | `container` | the child's side: namespaces, mounts, devices, user, program |
@@ -16,6 +17,7 @@
 //! The host is not trusted: what it sends is parsed once, by the `workload` crate, and nothing it says makes init
 //! panic. Every failure reaches it as one sentence; what can't reach it goes to the kernel log, and the guest resets.
 
+mod account;
 mod cgroup;
 mod container;
 mod control;
@@ -26,6 +28,7 @@ pub mod guest;
 pub mod kmsg;
 mod layers;
 mod link;
+mod mkcw_disk;
 mod mount;
 mod process;
 mod pump;

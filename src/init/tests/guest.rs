@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use vmm::{Access, Config, Disk, Running, Vm, Vsock};
 use workload::protocol::{
-    CONTROL, Decoder, FailureKind, GUEST_CID, Outcome, Request, Setup, Status, ToGuest, ToHost, encode, stdio,
+    CONTROL, Decoder, FailureKind, GUEST_CID, Keys, Outcome, Request, Setup, Status, ToGuest, ToHost, encode,
+    stdio,
 };
 use workload::{
-    Blob, Crypt, Environment, Filesystem, Hex, Layer, Mount, MountFlag, Process, Scratch, User, Verity,
-    VolumeKey, Workload,
+    Blob, Crypt, Environment, Filesystem, Hex, Layer, Mount, MountFlag, Process, RootFs, Scratch, User,
+    Verity, VolumeKey, Workload,
 };
 
 const MIB: u64 = 1 << 20;
@@ -153,7 +154,9 @@ impl Machine {
         guest.tell(Request::Setup(Box::new(Setup {
             workload: Blob(self.workload.to_bytes()),
             environment: Environment::default(),
-            keys: self.images.into_iter().map(|image| image.key).collect(),
+            keys: Keys::Layers {
+                keys: self.images.into_iter().map(|image| image.key).collect(),
+            },
             unix_time_ns: std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
             debug: true,
         })));
@@ -278,7 +281,7 @@ fn workload(script: &str, layers: Vec<Layer>) -> Workload {
     use MountFlag::{Nodev, Noexec, Nosuid, Ro};
     Workload {
         version: Workload::VERSION,
-        layers,
+        root: RootFs::Layers { layers },
         scratch: Scratch::Ram { bytes: 64 * MIB },
         readonly_root: false,
         process: Process {

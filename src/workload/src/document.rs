@@ -21,8 +21,8 @@ pub type Digest = Hex<32>;
 pub struct Workload {
     /// Format of this document, [`Workload::VERSION`].
     pub version: u32,
-    /// The root file system, lowest layer first. At least one; all lie on the guest's first disk.
-    pub layers: Vec<Layer>,
+    /// The root file system, on the guest's first disk.
+    pub root: RootFs,
     /// Where changes to the root file system go.
     pub scratch: Scratch,
     /// `root.readonly`: the workload sees `/` read-only.
@@ -37,6 +37,20 @@ pub struct Workload {
     pub readonly_paths: Vec<String>,
     /// `linux.sysctl`.
     pub sysctl: BTreeMap<String, String>,
+}
+
+/// What the root file system consists of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, tag = "kind", rename_all = "kebab-case")]
+pub enum RootFs {
+    /// Layers that lie on the disk end to end.
+    Layers {
+        /// The lowest first; at least one.
+        layers: Vec<Layer>,
+    },
+    /// A disk that `buildah mkcw` made. Its own `/.krun_config.json` says what runs in it, in place of `args`, `env`, `cwd` and
+    /// `user` of [`Process`]. The disk is encrypted but nothing in this document vouches for its content.
+    Mkcw,
 }
 
 /// One part of a disk: EROFS under dm-verity under dm-crypt.
@@ -270,11 +284,11 @@ impl Workload {
 
     fn check(&self) -> Result<(), Error> {
         let field = |field, problem| Err(Error::Field { field, problem });
-        if self.layers.is_empty() || self.layers.len() > Self::MAX_LAYERS {
-            return field("layers", "must be between 1 and 128");
-        }
-        for layer in &self.layers {
-            layer.check()?;
+        if let RootFs::Layers { layers } = &self.root {
+            if layers.is_empty() || layers.len() > Self::MAX_LAYERS {
+                return field("root.layers", "must be between 1 and 128");
+            }
+            layers.iter().try_for_each(Layer::check)?;
         }
         if let Scratch::Disk { bytes } = self.scratch
             && !(Self::MIN_SCRATCH_BYTES..=Self::MAX_SCRATCH_BYTES).contains(&bytes)
@@ -308,7 +322,7 @@ impl Workload {
         Ok(())
     }
 
-    /// Upper limit of `layers`: more than the 127 that Docker allows an image, and far below overlayfs's 500.
+    /// Upper limit of `root.layers`: more than the 127 that Docker allows an image, and far below overlayfs's 500.
     pub const MAX_LAYERS: usize = 128;
 
     /// Lower limit of a scratch disk: a file system with something in it.
@@ -328,14 +342,14 @@ impl Layer {
         } = self.crypt;
         if !sector_size.is_power_of_two() || !(512..=4096).contains(&sector_size) {
             return field(
-                "layers.crypt.sector_size",
+                "root.layers.crypt.sector_size",
                 "is not a power of two from 512 to 4096",
             );
         }
         let aligned = |bytes: u64| bytes.is_multiple_of(u64::from(sector_size));
         if !aligned(offset) || !aligned(length) || length == 0 || offset.checked_add(length).is_none() {
             return field(
-                "layers.crypt",
+                "root.layers.crypt",
                 "has an offset or length that is no multiple of the sector size",
             );
         }
@@ -348,7 +362,10 @@ impl Layer {
         // One data block needs no tree: its hash is the root hash, and the tree's place is the end.
         let tree_fits = hash_start_block < blocks || (data_blocks == 1 && hash_start_block == blocks);
         if data_blocks == 0 || data_blocks > hash_start_block || !tree_fits {
-            return field("layers.verity", "has data or hash blocks outside the payload");
+            return field(
+                "root.layers.verity",
+                "has data or hash blocks outside the payload",
+            );
         }
         Ok(())
     }

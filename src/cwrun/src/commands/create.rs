@@ -113,13 +113,13 @@ fn prepare(
     let kvm = crate::kvm::open()?;
     let files = GuestFiles::open()?;
     let stdio = stdio(workload.process.terminal, args.console_socket.as_deref(), console)?;
-    let disk = phase("convert", || root_disk::obtain(&bundle.rootfs))?;
-    workload.layers = disk.layers;
+    let disk = phase("convert", || root_disk::obtain(bundle))?;
+    workload.root = disk.root;
     Ok(Machine {
         kvm,
         kernel: files.kernel,
         initrd: files.initrd,
-        layers: disk.images,
+        images: disk.images,
         keys: disk.keys,
         scratch: root_disk::scratch(&workload.scratch)?,
         workload,

@@ -67,7 +67,7 @@ impl Monitor {
             .collect();
         endpoints.insert(protocol::CONTROL, guest_end);
         let connect = Box::new(move |port| endpoints.remove(&port));
-        let mut disks = vec![disk(machine.layers, Access::ReadOnly, "layers")];
+        let mut disks = vec![disk(machine.images, Access::ReadOnly, "root")];
         disks.extend(
             machine
                 .scratch
