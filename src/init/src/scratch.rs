@@ -55,19 +55,19 @@ fn inodes(bytes: u64) -> u64 {
 
 fn on_disk(mapper: &Mapper, disk: &str, bytes: u64) -> Result<()> {
     let bytes = bytes / ext4::BLOCK * ext4::BLOCK;
-    clear(disk)?;
     let tagged = mapper.activate("scratch-tags", &Target::integrity(disk, bytes), Access::ReadWrite)?;
     let device = mapper.activate(
         "scratch",
         &Target::authenticated_crypt(&tagged, &*random_key()?, bytes),
         Access::ReadWrite,
     )?;
-    // Not flushed: the mount reads through the same page cache.
-    File::options()
-        .write(true)
-        .open(&device)
-        .and_then(|file| ext4::format(&file, bytes, &*random()?, &*random()?))
-        .context(|| format!("make a file system on {device}"))?;
+    // Kept open until it is mounted: the last one to close a disk would wait for all that was written. For reading, since
+    // nobody may have a mounted disk open for writing.
+    let what = || format!("make a file system on {device}");
+    let _open = File::open(&device).context(what)?;
+    let file = File::options().write(true).open(&device);
+    file.and_then(|file| ext4::format(&file, bytes, &*random()?, &*random()?))
+        .context(what)?;
     NewFs::open("ext4")?
         .source(&device)?
         // Inode tables that nobody has written yet are neither zeroed in the background nor read ahead.
@@ -77,14 +77,6 @@ fn on_disk(mapper: &Mapper, disk: &str, bytes: u64) -> Result<()> {
         .mount(MountAttrFlags::empty())?
         .attach_at(world::SCRATCH)
         .map(drop)
-}
-
-/// dm-integrity takes a superblock of zeros for a new disk, and any other for one to go on with.
-fn clear(disk: &str) -> Result<()> {
-    use std::os::unix::fs::FileExt as _;
-    let file = File::options().write(true).open(disk);
-    file.and_then(|file| file.write_all_at(&[0; 4096], 0).and_then(|()| file.sync_data()))
-        .context(|| format!("clear scratch disk {disk}"))
 }
 
 /// Keys of the authenticated mapping: HMAC-SHA-256 (32 bytes), then AES-256-XTS (64 bytes).
@@ -130,6 +122,8 @@ pub fn overlay(layers: &[String]) -> Result<()> {
         .set("index=on")?
         .set("xino=auto")?
         .set("metacopy=off")?
+        // Nothing of it outlives the guest, so a sync has nothing to wait for.
+        .set("volatile")?
         .mount(MountAttrFlags::empty())?
         .attach_at(world::ROOT)?;
     Ok(())
