@@ -7,6 +7,7 @@ mod layers;
 mod lifecycle;
 mod mkcw;
 mod podman;
+mod scratch;
 mod secrecy;
 mod streams;
 mod tamper;

@@ -23,8 +23,8 @@ use workload::{Crypt, Hex, Layer, RootFs, Scratch, Verity, VolumeKey, Workload};
 /// Size of the cache, in bytes, above which the least recently used disks are removed.
 const CACHE_LIMIT: u64 = 32 << 30;
 
-/// Room beside the writable layer's data for what keeps it from being changed: 32 bytes of tag for each 4096, in runs with their
-/// data, and a superblock. Generous, as the file is sparse.
+/// Room behind the writable layer's data for what keeps it from being changed: 32 bytes of tag for each 4096, and a superblock.
+/// Generous, as the file is sparse.
 const TAGS_PER: u64 = 64;
 const TAGS_FIXED: u64 = 32 << 20;
 

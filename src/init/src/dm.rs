@@ -13,6 +13,7 @@ use crate::failure::{Context as _, Result};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use workload::{Crypt, Verity, VolumeKey};
 use zeroize::Zeroizing;
@@ -85,14 +86,23 @@ impl Target {
         }
     }
 
-    /// Tags for [`authenticated_crypt`](Self::authenticated_crypt) beside the sectors that they belong to, over `bytes` bytes
-    /// of `source` (which is larger). No journal (mode `D`): after a crash there is nobody left to read the disk.
-    pub fn integrity(source: &str, bytes: u64) -> Self {
+    /// A part of `source`.
+    pub fn linear(source: &str, bytes: Range<u64>) -> Self {
+        Self {
+            kind: "linear",
+            sectors: (bytes.end - bytes.start) / SECTOR,
+            parameters: Zeroizing::new(format!("{source} {}", bytes.start / SECTOR)),
+        }
+    }
+
+    /// Room for the tags of [`authenticated_crypt`](Self::authenticated_crypt) on `tags`, for the first `bytes` bytes of `source`,
+    /// which stay where they are. No journal (mode `D`): after a crash there is nobody left to read the disk.
+    pub fn integrity(source: &str, tags: &str, bytes: u64) -> Self {
         Self {
             kind: "integrity",
             sectors: bytes / SECTOR,
             parameters: Zeroizing::new(format!(
-                "{source} 0 {TAG} D 4 block_size:4096 interleave_sectors:32768 journal_sectors:64 fix_padding"
+                "{source} 0 {TAG} D 4 meta_device:{tags} block_size:4096 journal_sectors:64 fix_padding"
             )),
         }
     }

@@ -7,7 +7,7 @@
 //! | `control` | the stream to the host |
 //! | `dm`, `layers`, `scratch` | disks: encrypted, verified, mounted, written over |
 //! | `mkcw_disk`, `account` | other people's disks, and the users that they name |
-//! | `ext4` | makes the scratch disk's file system |
+//! | `ext4`, `trim` | the scratch disk's file system, and its free space |
 //! | `mount` | mounting by descriptor |
 //! | `container` | the child's side: namespaces, mounts, devices, user, program |
 //! | `process`, `link`, `cgroup` | the parent's side: the child, what it reports, its group |
@@ -35,4 +35,5 @@ mod pump;
 mod scratch;
 mod session;
 mod sys;
+mod trim;
 mod world;

@@ -1,9 +1,9 @@
 //! The writable layer: a file system of this guest's own on a disk that nobody else can read or change unnoticed.
 //!
 //! ```text
-//!   overlay ─ upper ─► ext4 ─► dm-crypt ───────────────► dm-integrity ─► /dev/vdb
-//!           └ lower    │       AES-256-XTS, then          keeps each sector's
-//!             layers   │       HMAC-SHA-256 of the        tag beside it
+//!   overlay ─ upper ─► ext4 ─► dm-crypt ───────────────► dm-integrity ─► /dev/vdb: sectors, then their tags
+//!           └ lower    │       AES-256-XTS, then          keeps a tag for
+//!             layers   │       HMAC-SHA-256 of the        each sector
 //!                      │       ciphertext, sector number
 //!                      └ made anew at each start (`ext4`): a few blocks
 //! ```
@@ -15,12 +15,13 @@
 //! With [`Scratch::Ram`] the writable layer is a tmpfs instead.
 
 use crate::dm::{Access, Mapper, Target};
-use crate::failure::{Context as _, Result};
+use crate::failure::{Context as _, Failure, Result};
 use crate::mount::NewFs;
-use crate::{ext4, layers, world};
+use crate::{ext4, layers, trim, world};
 use rustix::fs::{CWD, Gid, Mode, Timespec, Timestamps, Uid, chmodat, chownat, stat, utimensat};
 use rustix::mount::MountAttrFlags;
 use std::fs::{self, File};
+use std::io::{Seek as _, SeekFrom};
 use workload::Scratch;
 use zeroize::Zeroizing;
 
@@ -55,7 +56,19 @@ fn inodes(bytes: u64) -> u64 {
 
 fn on_disk(mapper: &Mapper, disk: &str, bytes: u64) -> Result<()> {
     let bytes = bytes / ext4::BLOCK * ext4::BLOCK;
-    let tagged = mapper.activate("scratch-tags", &Target::integrity(disk, bytes), Access::ReadWrite)?;
+    let end = size_of_device(disk)? / ext4::BLOCK * ext4::BLOCK;
+    if end <= bytes {
+        return Err(Failure::other(format!(
+            "scratch disk {disk} has {end} bytes, too few for {bytes} and their authentication tags"
+        )));
+    }
+    let tags = mapper.activate(
+        "scratch-tags",
+        &Target::linear(disk, bytes..end),
+        Access::ReadWrite,
+    )?;
+    let integrity = Target::integrity(disk, &tags, bytes);
+    let tagged = mapper.activate("scratch-integrity", &integrity, Access::ReadWrite)?;
     let device = mapper.activate(
         "scratch",
         &Target::authenticated_crypt(&tagged, &*random_key()?, bytes),
@@ -75,8 +88,14 @@ fn on_disk(mapper: &Mapper, disk: &str, bytes: u64) -> Result<()> {
         .set("inode_readahead_blks=0")?
         .set("errors=remount-ro")?
         .mount(MountAttrFlags::empty())?
-        .attach_at(world::SCRATCH)
-        .map(drop)
+        .attach_at(world::SCRATCH)?;
+    trim::watch(world::SCRATCH, layers::SCRATCH_DISK)
+}
+
+fn size_of_device(path: &str) -> Result<u64> {
+    File::open(path)
+        .and_then(|mut file| file.seek(SeekFrom::End(0)))
+        .context(|| format!("scratch disk {path}"))
 }
 
 /// Keys of the authenticated mapping: HMAC-SHA-256 (32 bytes), then AES-256-XTS (64 bytes).
