@@ -2,6 +2,7 @@
 
 mod crash;
 mod errors;
+mod exec;
 mod guest;
 mod layers;
 mod lifecycle;

@@ -68,6 +68,14 @@ pub enum Command {
     Delete(Delete),
     /// Create a container, start it and wait for its end
     Run(Run),
+    /// Run one more process in a container
+    Exec(Exec),
+    /// List the processes of a container
+    Ps(Ps),
+    /// Stop the processes of a container where they are
+    Pause(Id),
+    /// Let the processes of a paused container go on
+    Resume(Id),
     /// List containers
     List(List),
     /// Write a configuration to begin with
@@ -128,6 +136,65 @@ pub struct Run {
     /// Don't delete the container when it has ended
     #[arg(long)]
     pub keep: bool,
+}
+
+/// `exec`
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// Profile for the process (AppArmor does not reach into a VM: accepted and without effect)
+    #[arg(short, long, value_name = "PROFILE")]
+    pub apparmor: Option<String>,
+    /// Add a capability
+    #[arg(short, long, value_name = "CAP")]
+    pub cap: Vec<String>,
+    /// Unix socket that receives the master side of the process's terminal
+    #[arg(long, value_name = "SOCKET")]
+    pub console_socket: Option<PathBuf>,
+    /// Working directory
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<PathBuf>,
+    /// Return when the process runs
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Add a variable to the environment
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Set no_new_privs
+    #[arg(long)]
+    pub no_new_privs: bool,
+    /// File with the process as OCI has it, in place of a program on the command line
+    #[arg(short, long, value_name = "FILE")]
+    pub process: Option<PathBuf>,
+    /// SELinux label (does not reach into a VM: accepted and without effect)
+    #[arg(long, value_name = "LABEL")]
+    pub process_label: Option<String>,
+    /// File to write the number of the process's stand-in on this host to
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Number of descriptors to pass into the container (a VM can take none)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub preserve_fds: u32,
+    /// Give the process a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// User and group, in numbers
+    #[arg(short, long, value_name = "UID[:GID]")]
+    pub user: Option<String>,
+    /// The container's ID
+    pub id: String,
+    /// Program and arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub args: Vec<String>,
+}
+
+/// `ps`
+#[derive(Debug, Args)]
+pub struct Ps {
+    /// Form of the list
+    #[arg(short, long, default_value = "table")]
+    pub format: ListFormat,
+    /// The container's ID
+    pub id: String,
 }
 
 /// `kill`

@@ -10,17 +10,38 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use workload::protocol::{Outcome, Request};
 
-/// Sends one request and waits for what became of it.
+/// A client's end of a conversation with the VMM.
+pub type Client = Channel<Request, Outcome>;
+
+/// Sends one request that has no other answer than "done", and waits for what became of it.
 pub fn request(container: &Container, request: Request) -> Result<()> {
+    match ask(container, request)? {
+        Outcome::Done => Ok(()),
+        other => bail!("container {:?} answers with {other:?}", container.record.id),
+    }
+}
+
+/// Sends one request and waits for the answer.
+pub fn ask(container: &Container, request: Request) -> Result<Outcome> {
+    let mut channel = connect(container)?;
+    channel.send(&request)?;
+    answer(container, &mut channel)
+}
+
+/// Reaches the container's VMM.
+pub fn connect(container: &Container) -> Result<Client> {
     let id = &container.record.id;
     let stream = through_directory(container, |path| UnixStream::connect(path))
         .with_context(|| format!("container {id:?} can't be reached"))?;
-    let mut channel = Channel::<Request, Outcome>::new(stream);
-    channel.send(&request)?;
+    Ok(Client::new(stream))
+}
+
+/// Waits for the answer to a request. Failures become errors.
+pub fn answer(container: &Container, channel: &mut Client) -> Result<Outcome> {
+    let id = &container.record.id;
     match channel.receive()? {
-        Some(Outcome::Done) => Ok(()),
         Some(Outcome::Failed { kind, message }) => Err(GuestFailure { kind, message }.into()),
-        Some(other) => bail!("container {id:?} answers with {other:?}"),
+        Some(outcome) => Ok(outcome),
         None => bail!("container {id:?} ended before it answered"),
     }
 }

@@ -55,11 +55,15 @@ fn dispatch(cli: &Cli, inherited: &[RawFd]) -> Result<u8> {
     let global = &cli.global;
     match &cli.command {
         Command::Run(args) => return commands::run::run(global, args, inherited),
+        Command::Exec(args) => return commands::exec::run(global, args, inherited),
         Command::Create(args) => commands::create::run(global, args, inherited),
         Command::Start(args) => commands::start::run(global, args),
         Command::State(args) => commands::state::run(global, args),
         Command::Kill(args) => commands::kill::run(global, args),
         Command::Delete(args) => commands::delete::run(global, args),
+        Command::Ps(args) => commands::ps::run(global, args),
+        Command::Pause(args) => commands::pause::pause(global, args),
+        Command::Resume(args) => commands::pause::resume(global, args),
         Command::List(args) => commands::list::run(global, args),
         Command::Spec(args) => commands::spec::run(global, args),
         Command::Features => commands::features::run(),

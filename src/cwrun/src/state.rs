@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   <root>/<id>/                mode 0700; its existence reserves the ID
+//!     ├── config.json           the bundle's, as it was at `create`
 //!     ├── record.json           who, where, which processes; replaced as a whole
 //!     ├── status                one word, written by the VMM alone through a descriptor it keeps
 //!     └── control.sock          the VMM's control socket
@@ -10,9 +11,10 @@
 //! The record is written before anything that would need cleaning up exists, so that `delete --force` can clean up after
 //! a crash at any moment. Whether a process still lives is asked of the kernel, never of a file.
 
-use crate::bundle::host::Hooks;
+use crate::bundle::{self, host::Hooks};
 use crate::cgroup;
 use anyhow::{Context, Result, bail, ensure};
+use oci_spec::runtime::Spec;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -34,6 +36,8 @@ pub enum Status {
     Created,
     /// The workload has been started.
     Running,
+    /// Running, but for the moment stopped by `pause`.
+    Paused,
     /// The VMM is gone.
     Stopped,
 }
@@ -44,6 +48,7 @@ impl std::fmt::Display for Status {
             Self::Creating => "creating",
             Self::Created => "created",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopped => "stopped",
         })
     }
@@ -235,6 +240,26 @@ impl Container {
         &self.dir
     }
 
+    /// Keeps the configuration for later commands.
+    pub fn save_config(&self, spec: &Spec) -> Result<()> {
+        let path = self.dir.join("config.json");
+        let bytes = serde_json::to_vec(spec).context("configuration")?;
+        let file = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path);
+        file.and_then(|mut file| file.write_all(&bytes))
+            .with_context(|| path.display().to_string())
+    }
+
+    /// The configuration as it was at `create`.
+    pub fn config(&self) -> Result<Spec> {
+        let path = self.dir.join("config.json");
+        let bytes = fs::read(&path).with_context(|| path.display().to_string())?;
+        bundle::parse(&bytes).with_context(|| path.display().to_string())
+    }
+
     /// Path of the control socket.
     pub fn control_socket(&self) -> PathBuf {
         self.dir.join("control.sock")
@@ -266,6 +291,7 @@ impl Container {
         match (vmm.is_alive(), word.trim()) {
             (false, _) => Status::Stopped,
             (true, "running") => Status::Running,
+            (true, "paused") => Status::Paused,
             (true, "created") => Status::Created,
             (true, _) if self.record.creator.is_alive() => Status::Creating,
             (true, _) => Status::Stopped,

@@ -31,6 +31,16 @@ impl Cgroup {
         fs::write(&file, "0").context(|| format!("enter cgroup {}", self.0.display()))
     }
 
+    /// Stops every process in the group where it is, or lets them go on.
+    pub fn freeze(&self, frozen: bool) -> io::Result<()> {
+        fs::write(self.0.join("cgroup.freeze"), if frozen { "1" } else { "0" })
+    }
+
+    /// Numbers of the processes in the group and in those that it made below, as init knows them.
+    pub fn processes(&self) -> io::Result<Vec<i32>> {
+        members(&self.0)
+    }
+
     /// Sends a signal to every process in the group and in those that it made below. `NotFound` if there is none.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
         let members = members(&self.0)?;

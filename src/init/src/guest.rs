@@ -11,7 +11,7 @@ use crate::control::Control;
 use crate::dm::Mapper;
 use crate::failure::{Context as _, Failure, Result};
 use crate::process::Process;
-use crate::session::{Session, Sockets};
+use crate::session::{Session, Sockets, open_streams};
 use crate::{account, kmsg, layers, scratch, sys, world};
 use mkcw::InnerConfig;
 use rustix::event::{Timespec, poll};
@@ -19,7 +19,7 @@ use rustix::time::{ClockId, clock_gettime, clock_settime};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
-use workload::protocol::{CONTROL, HOST_CID, Outcome, Request, Setup, ToGuest, ToHost, VERSION, stdio};
+use workload::protocol::{CONTROL, HOST_CID, Outcome, Request, Setup, ToGuest, ToHost, VERSION};
 use workload::{Environment, Workload};
 
 /// Search path of images that set none, as engines have it.
@@ -110,7 +110,7 @@ fn set_up(setup: Setup, phases: &mut Phases) -> Result<Prepared> {
         run_instead(&inner, &mut workload.process)?;
     }
     phases.end("overlay");
-    let sockets = open_streams(workload.process.terminal)?;
+    let sockets = open_streams(0, workload.process.terminal)?;
     phases.end("streams");
     let prepared = prepare_process(&workload, &environment, sockets)?;
     phases.end("process");
@@ -155,16 +155,6 @@ fn prepare_process(workload: &Workload, environment: &Environment, sockets: Sock
         sockets,
         cgroup,
     })
-}
-
-fn open_streams(terminal: bool) -> Result<Sockets> {
-    let streams = if terminal { 0..=0 } else { 0..=2 };
-    streams
-        .map(|stream| {
-            sys::vsock_connect(HOST_CID, stdio(0, stream))
-                .context(|| format!("connect standard stream {stream}"))
-        })
-        .collect()
 }
 
 /// Sets the clock if it is far off: a guest without kvmclock starts in 1970.

@@ -11,7 +11,7 @@
 //! | `mount` | mounting by descriptor |
 //! | `container` | the child's side: namespaces, mounts, devices, user, program |
 //! | `process`, `link`, `cgroup` | the parent's side: the child, what it reports, its group |
-//! | `session`, `pump` | the event loop and the bytes that go through it |
+//! | `session`, `task`, `pump` | the event loop, processes, and the bytes that go through it |
 //! | `sys` | system calls that rustix does not have |
 //!
 //! The host is not trusted: what it sends is parsed once, by the `workload` crate, and nothing it says makes init
@@ -35,5 +35,6 @@ mod pump;
 mod scratch;
 mod session;
 mod sys;
+mod task;
 mod trim;
 mod world;

@@ -1,6 +1,6 @@
 //! The container's first process, seen from init.
 
-use crate::container::{Container, Stdio, terminal};
+use crate::container::{Container, Member, Stdio, terminal};
 use crate::failure::{Context as _, Failure, Result};
 use crate::link::{Link, Report};
 use crate::sys::{self, Fork};
@@ -40,51 +40,69 @@ pub enum Streams {
     },
 }
 
+/// What a process's streams will be made of when it is ready: pipes, or nothing yet for a terminal.
+pub struct Unready(Option<Streams>);
+
+impl Unready {
+    /// The streams. `terminal` came with the report that the process is ready.
+    pub fn streams(self, terminal: Option<OwnedFd>) -> Result<Streams> {
+        match (self.0, terminal) {
+            (Some(pipes), _) => Ok(pipes),
+            (None, Some(master)) => Ok(Streams::Terminal {
+                slave: terminal::open_slave(&master)?,
+                master,
+            }),
+            (None, None) => Err(Failure::other("the container's process made no terminal")),
+        }
+    }
+}
+
 impl Process {
     /// Makes the container and its first process, up to the start.
     pub fn prepare(container: &Container<'_>) -> Result<(Self, Streams)> {
-        let (ours, theirs) = if container.workload.process.terminal {
+        // SAFETY: the flag makes no descriptors private to a thread, which is what is unsafe about the call.
+        unsafe { unshare_unsafe(UnshareFlags::NEWPID) }.context(|| "make the PID namespace".into())?;
+        let (process, unready) = Self::fork(&container.workload.process, |stdio, link| {
+            container.run(stdio, link)
+        })?;
+        let streams = match process.link.report()? {
+            Report::Ready(terminal) => unready.streams(terminal),
+            Report::Failed(failure) => Err(failure),
+            Report::Closed => Err(Failure::other("the container's process died while it was set up")),
+        };
+        match streams {
+            Ok(streams) => Ok((process, streams)),
+            Err(failure) => Err(process.abandon(failure)),
+        }
+    }
+
+    /// Begins another process in the container. By the thread that has made the first: its children are born in the container's
+    /// PID namespace.
+    pub fn join(member: &Member<'_>) -> Result<(Self, Unready)> {
+        Self::fork(member.process, |stdio, link| member.run(stdio, link))
+    }
+
+    fn fork(process: &workload::Process, run: impl FnOnce(Stdio, &Link)) -> Result<(Self, Unready)> {
+        let (ours, theirs) = if process.terminal {
             (None, Stdio::Terminal)
         } else {
-            let (ours, theirs) = pipes(container.workload.process.user.uid)?;
+            let (ours, theirs) = pipes(process.user.uid)?;
             (Some(ours), Stdio::Pipes(theirs))
         };
         let (link, their_link) = Link::pair()?;
-        // SAFETY: the flag makes no descriptors private to a thread, which is what is unsafe about the call.
-        unsafe { unshare_unsafe(UnshareFlags::NEWPID) }.context(|| "make the PID namespace".into())?;
         let pidfd = match sys::fork().context(|| "fork".into())? {
             Fork::Child => {
                 drop((link, ours));
-                container.run(theirs, &their_link)
+                run(theirs, &their_link);
+                sys::exit_now(127)
             }
             Fork::Parent(pidfd) => pidfd,
         };
-        drop((their_link, theirs));
-        let process = Self { pidfd, link };
-        let terminal = match process.link.report()? {
-            Report::Ready(terminal) => terminal,
-            Report::Failed(failure) => return Err(process.abandon(failure)),
-            Report::Closed => {
-                return Err(
-                    process.abandon(Failure::other("the container's process died while it was set up"))
-                );
-            }
-        };
-        let streams = match (ours, terminal) {
-            (Some(pipes), _) => pipes,
-            (None, Some(master)) => Streams::Terminal {
-                slave: terminal::open_slave(&master)?,
-                master,
-            },
-            (None, None) => {
-                return Err(process.abandon(Failure::other("the container's process made no terminal")));
-            }
-        };
-        Ok((process, streams))
+        Ok((Self { pidfd, link }, Unready(ours)))
     }
 
     /// Collects a process that came to nothing.
-    fn abandon(&self, failure: Failure) -> Failure {
+    pub fn abandon(&self, failure: Failure) -> Failure {
         // It has ended or is about to; were it not, the guest's end would be its end.
         let _ = sys::pidfd_signal(&self.pidfd, libc::SIGKILL);
         let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);

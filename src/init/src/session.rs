@@ -1,70 +1,49 @@
 //! The life of one container, from the start to the last byte: one thread, one poll(2), nothing that blocks.
 //!
 //! ```text
-//!   control ◄──────► session ──── link, pidfd ────► process
-//!   stdio sockets ◄─ pumps ─► pipes or terminal ──►
+//!   control ◄──────► session ──┬── task 0: the first process
+//!                              ├── task k: one more, by `Exec`
+//!                              └── cgroup: all of them
 //! ```
+//!
+//! The container is over when its first process is: the kernel then kills the others, which share its PID namespace.
 
 use crate::cgroup::Cgroup;
-use crate::container::terminal;
+use crate::container::Member;
 use crate::control::Control;
 use crate::failure::{Context as _, Failure, Result, reason};
-use crate::link::Report;
 use crate::process::{Process, Streams};
-use crate::pump::{Delivery, End, Kind, Pump};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use crate::sys;
+pub use crate::task::Sockets;
+use crate::task::{News, Task, is_readable};
+use rustix::event::{Timespec, poll};
 use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
-use workload::protocol::{FailureKind, Outcome, Request, Status, ToGuest, ToHost};
+use workload::protocol::{
+    Exec, FailureKind, HOST_CID, MAX_PROCESS, Outcome, Request, Status, ToGuest, ToHost, stdio,
+};
 
+/// Number of the container's first process.
+const FIRST: u32 = 0;
 /// How often delivery is looked at while no event can tell of it.
 const DELIVERY_TICK: Duration = Duration::from_millis(5);
-/// How long a host that has the bytes may take to close its end before they count as delivered.
-const DELIVERY_GRACE: Duration = Duration::from_millis(500);
-
-/// Sockets of the workload's standard streams: one with a terminal, else three.
-pub type Sockets = Vec<OwnedFd>;
+/// How long the ends of other processes may take to be told after that of the first.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// A container that is prepared, runs, or has ended.
 pub struct Session {
     control: Control,
-    process: Process,
     cgroup: Option<Cgroup>,
-    /// Towards the workload; ends with it.
-    input: Option<Pump>,
-    /// From the workload; delivered to the last byte.
-    outputs: Vec<Pump>,
-    terminal: Option<Terminal>,
-    state: State,
-}
-
-struct Terminal {
-    master: End,
-    /// Dropped when the workload has ended, so that the master sees the end.
-    _slave: OwnedFd,
-}
-
-/// Where the first process is.
-enum State {
-    /// Waits for the start.
-    Prepared,
-    /// Told to go; this request's reply is owed.
-    Starting(u32),
-    /// Runs the program.
-    Running,
-    /// Could not run the program; the host knows.
-    StartFailed,
-    /// Has ended; its output is on its way.
-    Ended {
-        /// How it ended.
-        status: Status,
-        /// Since when the device has had all of the output.
-        taken_since: Option<Instant>,
-    },
-    /// Has ended, and the host has been told all there is to tell.
-    Told,
+    tasks: BTreeMap<u32, Task>,
+    /// The highest number of a process so far.
+    highest: u32,
+    /// How the first process ended, until the host is told.
+    status: Option<Status>,
+    /// Since when it is over.
+    over_since: Option<Instant>,
 }
 
 impl Session {
@@ -77,56 +56,41 @@ impl Session {
         cgroup: Option<Cgroup>,
     ) -> Result<Self> {
         control.set_nonblocking()?;
-        let (input, outputs, terminal) = connect(streams, sockets)?;
         Ok(Self {
             control,
-            process,
             cgroup,
-            input: Some(input),
-            outputs,
-            terminal,
-            state: State::Prepared,
+            tasks: BTreeMap::from([(FIRST, Task::first(process, streams, sockets)?)]),
+            highest: FIRST,
+            status: None,
+            over_since: None,
         })
     }
 
-    /// Serves until the workload's end has been told to the host, or the host is gone. Returns the control stream.
+    /// Serves until the end of the container has been told to the host, or the host is gone. Returns the control stream.
     pub fn run(mut self) -> Result<Control> {
         while !self.is_over() {
             self.wait()?;
             self.control.flush()?;
             self.serve_host()?;
-            self.serve_process()?;
-            self.move_bytes();
-            self.finish()?;
+            self.serve_tasks()?;
         }
         Ok(self.control)
     }
 
+    /// Of the first process, the end is told last.
     fn is_over(&self) -> bool {
-        matches!(self.state, State::Told) && self.control.is_flushed()
-    }
-
-    fn has_ended(&self) -> bool {
-        matches!(self.state, State::Ended { .. } | State::Told)
+        self.tasks.is_empty() && self.control.is_flushed()
     }
 
     fn wait(&self) -> Result<()> {
         let mut interests = vec![self.control.interest()];
-        if !self.has_ended() {
-            interests.push(PollFd::from_borrowed_fd(self.process.pidfd(), PollFlags::IN));
-        }
-        if matches!(self.state, State::Starting(_)) {
-            interests.push(PollFd::new(&self.process.link, PollFlags::IN));
-        }
-        for pump in self.input.iter().chain(&self.outputs) {
-            interests.extend(pump.interests());
-        }
+        interests.extend(self.tasks.values().flat_map(Task::interests));
         let tick = Timespec {
             tv_sec: 0,
             tv_nsec: DELIVERY_TICK.subsec_nanos().into(),
         };
-        let delivering = self.has_ended() && self.outputs.iter().any(Pump::is_finished);
-        match poll(&mut interests, delivering.then_some(&tick)) {
+        let ticking = self.over_since.is_some() || self.tasks.values().any(Task::is_delivering);
+        match poll(&mut interests, ticking.then_some(&tick)) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error).context(|| "poll".into()),
         }
@@ -149,168 +113,144 @@ impl Session {
     /// The request's outcome, unless it comes later.
     fn serve(&mut self, id: u32, request: Request) -> Result<Option<Outcome>> {
         match request {
-            Request::Setup(_) => Err(Failure::other("the workload is already set up")),
-            Request::Start => self.start(id),
-            Request::Signal { signal, all } => self.signal(signal, all).map(|()| Some(Outcome::Done)),
-            Request::Resize { rows, columns } => {
-                let terminal = self
-                    .terminal
-                    .as_ref()
-                    .ok_or_else(|| Failure::other("the workload has no terminal to resize"))?;
-                terminal::resize(&terminal.master, rows, columns).context(|| "resize the terminal".into())?;
-                Ok(Some(Outcome::Done))
+            Request::Setup(_) => return Err(Failure::other("the workload is already set up")),
+            Request::Start => {
+                self.task(FIRST)?.start(id)?;
+                return Ok(None);
+            }
+            Request::Exec(exec) => {
+                self.exec(id, &exec)?;
+                return Ok(None);
+            }
+            Request::Signal { process, signal, all } => self.signal(process, signal, all)?,
+            Request::Resize {
+                process,
+                rows,
+                columns,
+            } => self.task(process)?.resize(rows, columns)?,
+            Request::Freeze { frozen } => self
+                .cgroup()?
+                .freeze(frozen)
+                .context(|| "freeze the container".into())?,
+            Request::Processes => {
+                let pids = self.cgroup()?.processes().context(|| "list processes".into())?;
+                let pids = pids.into_iter().filter_map(number_inside).collect();
+                return Ok(Some(Outcome::Processes { pids }));
             }
         }
+        Ok(Some(Outcome::Done))
     }
 
-    fn start(&mut self, id: u32) -> Result<Option<Outcome>> {
-        if !matches!(self.state, State::Prepared) {
-            return Err(Failure::other("the workload has already been started"));
+    fn task(&mut self, number: u32) -> Result<&mut Task> {
+        self.tasks.get_mut(&number).ok_or_else(gone)
+    }
+
+    fn cgroup(&self) -> Result<&Cgroup> {
+        self.cgroup
+            .as_ref()
+            .ok_or_else(|| Failure::other("the container has no control group"))
+    }
+
+    fn exec(&mut self, id: u32, exec: &Exec) -> Result<()> {
+        if exec.number <= self.highest || exec.number > MAX_PROCESS {
+            return Err(Failure::other(format!(
+                "process number {} is not a new one",
+                exec.number
+            )));
         }
-        self.process.link.go()?;
-        self.state = State::Starting(id);
-        Ok(None)
+        self.highest = exec.number;
+        let first = self.tasks.get(&FIRST).ok_or_else(gone)?;
+        let sockets = open_streams(exec.number, exec.process.terminal)?;
+        let member = Member {
+            process: &exec.process,
+            console_size: exec.console_size,
+            first: first.pidfd(),
+            cgroup: self.cgroup.as_ref(),
+        };
+        let (process, unready) = Process::join(&member)?;
+        let task = Task::forked(process, unready, sockets, id);
+        self.tasks.insert(exec.number, task);
+        Ok(())
     }
 
-    fn signal(&self, signal: i32, all: bool) -> Result<()> {
+    fn signal(&mut self, process: u32, signal: i32, all: bool) -> Result<()> {
         if !(1..=64).contains(&signal) {
             return Err(Failure::other(format!("{signal} is not the number of a signal")));
         }
         let sent = match &self.cgroup {
             Some(cgroup) if all => cgroup.signal(signal),
-            _ if self.has_ended() => Err(io::Error::from_raw_os_error(libc::ESRCH)),
-            _ => self.process.signal(signal),
+            _ => self.task(process)?.signal(signal),
         };
         sent.map_err(|error| match error {
             error if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => {
-                Failure::new(FailureKind::NoProcess, "the workload's process has ended")
+                gone()
             }
             error => Failure::other(format!("send signal {signal}: {}", reason(error))),
         })
     }
 
-    fn serve_process(&mut self) -> Result<()> {
-        if let State::Starting(id) = self.state
-            && is_readable(&self.process.link)?
-        {
-            let (outcome, state) = match self.process.link.report()? {
-                Report::Failed(failure) => (failure.into(), State::StartFailed),
-                // Closed by execve, or by a signal that was faster, of which `Exited` will tell.
-                Report::Closed | Report::Ready(_) => (Outcome::Done, State::Running),
-            };
-            self.state = state;
-            self.control.reply(id, outcome)?;
-        }
-        if self.has_ended() || !is_readable(&self.process.pidfd())? {
-            return Ok(());
-        }
-        let Some(status) = self.process.status().context(|| "wait for the workload".into())? else {
-            return Ok(());
-        };
-        self.input = None;
-        self.terminal = None;
-        self.state = match self.state {
-            // The host knows, and nobody waits for the output of a program that never was.
-            State::StartFailed => State::Told,
-            _ => State::Ended {
-                status,
-                taken_since: None,
-            },
-        };
-        Ok(())
-    }
-
-    fn move_bytes(&mut self) {
-        for pump in self.input.iter_mut().chain(&mut self.outputs) {
-            pump.work();
-        }
-    }
-
-    /// After the end: waits for the output's delivery, then tells the host.
-    fn finish(&mut self) -> Result<()> {
-        let State::Ended { status, taken_since } = &mut self.state else {
-            return Ok(());
-        };
-        let slowest = self
-            .outputs
-            .iter()
-            .map(|pump| {
-                if pump.is_finished() {
-                    pump.delivery()
-                } else {
-                    Delivery::Under
+    /// Does what can be done for every task, and tells the host what came of it.
+    fn serve_tasks(&mut self) -> Result<()> {
+        let mut news = Vec::new();
+        for (&number, task) in &mut self.tasks {
+            task.work(&mut news)?;
+            for item in news.drain(..) {
+                match item {
+                    News::Reply(id, outcome) => self.control.reply(id, outcome)?,
+                    News::Exited(status) if number == FIRST => self.status = Some(status),
+                    News::Exited(status) => self.control.send(&ToHost::Exited {
+                        process: number,
+                        status,
+                    })?,
                 }
-            })
-            .min()
-            .unwrap_or(Delivery::Confirmed);
-        let delivered = match slowest {
-            Delivery::Under => {
-                *taken_since = None;
-                false
             }
-            Delivery::Taken => taken_since.get_or_insert_with(Instant::now).elapsed() > DELIVERY_GRACE,
-            Delivery::Confirmed => true,
-        };
-        if delivered {
-            let status = *status;
-            self.outputs.clear();
-            self.state = State::Told;
-            self.control.send(&ToHost::Exited { status })?;
+        }
+        self.tasks
+            .retain(|number, task| *number == FIRST || !task.is_over());
+        if self.tasks.get(&FIRST).is_some_and(Task::is_over) {
+            self.end()?;
         }
         Ok(())
     }
-}
 
-/// Joins the workload's streams to their sockets: the pump towards it, those from it, and its terminal.
-fn connect(streams: Streams, sockets: Sockets) -> Result<(Pump, Vec<Pump>, Option<Terminal>)> {
-    let end = |fd, kind| End::new(fd, kind).context(|| "standard streams".into());
-    match (streams, <[OwnedFd; 3]>::try_from(sockets)) {
-        (Streams::Pipes { input, output, error }, Ok([zero, one, two])) => {
-            let pump = |from: (OwnedFd, Kind), to: (OwnedFd, Kind)| {
-                Ok(Pump::new(end(from.0, from.1)?, end(to.0, to.1)?))
-            };
-            let outputs = vec![
-                pump((output, Kind::Pipe), (one, Kind::Socket))?,
-                pump((error, Kind::Pipe), (two, Kind::Socket))?,
-            ];
-            Ok((pump((zero, Kind::Socket), (input, Kind::Pipe))?, outputs, None))
+    /// After the first process: waits a moment for the others, which the kernel has killed, and tells of its own end last.
+    fn end(&mut self) -> Result<()> {
+        let since = self.over_since.get_or_insert_with(Instant::now);
+        if self.tasks.len() > 1 && since.elapsed() < LAST_WORDS {
+            return Ok(());
         }
-        (Streams::Terminal { master, slave }, Err(sockets)) => {
-            let socket = sockets
-                .into_iter()
-                .next()
-                .ok_or_else(|| Failure::other("the terminal has no stream"))?;
-            let (socket, master) = (end(socket, Kind::Socket)?, end(master, Kind::Terminal)?);
-            let input = Pump::new(socket.clone(), master.clone());
-            let output = Pump::new(master.clone(), socket);
-            Ok((
-                input,
-                vec![output],
-                Some(Terminal {
-                    master,
-                    _slave: slave,
-                }),
-            ))
+        self.tasks.clear();
+        match self.status.take() {
+            Some(status) => self.control.send(&ToHost::Exited {
+                process: FIRST,
+                status,
+            }),
+            // It never ran, which the host knows.
+            None => Ok(()),
         }
-        _ => Err(Failure::other(
-            "the workload's streams do not match its terminal setting",
-        )),
     }
 }
 
-fn is_readable(fd: &impl std::os::fd::AsFd) -> Result<bool> {
-    let mut interest = [PollFd::new(fd, PollFlags::IN)];
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    loop {
-        match poll(&mut interest, Some(&now)) {
-            Ok(ready) => return Ok(ready > 0),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error).context(|| "poll".into()),
-        }
-    }
+/// Connects the standard streams of process `number`.
+pub fn open_streams(number: u32, terminal: bool) -> Result<Sockets> {
+    let streams = if terminal { 0..=0 } else { 0..=2 };
+    streams
+        .map(|stream| {
+            sys::vsock_connect(HOST_CID, stdio(number, stream))
+                .context(|| format!("connect standard stream {stream}"))
+        })
+        .collect()
+}
+
+fn gone() -> Failure {
+    Failure::new(FailureKind::NoProcess, "the workload's process has ended")
+}
+
+/// The number that a process has in its own PID namespace (`NSpid`, proc_pid_status(5)). Nothing if it has ended.
+fn number_inside(pid: i32) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    numbers.split_ascii_whitespace().last()?.parse().ok()
 }
 
 #[cfg(test)]

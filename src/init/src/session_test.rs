@@ -10,6 +10,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -139,7 +140,7 @@ impl Host {
     fn exited(mut self) -> Status {
         self.streams.clear();
         let status = match self.hear() {
-            ToHost::Exited { status } => status,
+            ToHost::Exited { process: 0, status } => status,
             other => panic!("{other:?}"),
         };
         self.guest.take().unwrap().join().unwrap();
@@ -517,7 +518,11 @@ fn signals_reach_the_workload_and_a_trap_can_answer() {
     host.start();
     host.read_until(1, "up\n");
     // No handler, first process of its namespace: nothing happens.
-    let send = |signal, all| Request::Signal { signal, all };
+    let send = |signal, all| Request::Signal {
+        process: 0,
+        signal,
+        all,
+    };
     assert_eq!(host.ask(send(libc::SIGUSR1, false)), Outcome::Done);
     assert!(matches!(host.ask(send(65, false)), Outcome::Failed { .. }));
     assert_eq!(host.ask(send(libc::SIGTERM, false)), Outcome::Done);
@@ -531,6 +536,7 @@ fn sigkill_ends_a_container_that_was_never_started() {
     host.ready();
     assert_eq!(
         host.ask(Request::Signal {
+            process: 0,
             signal: libc::SIGKILL,
             all: false
         }),
@@ -610,6 +616,7 @@ fn a_terminal_is_a_terminal_with_the_engine_s_size() {
     assert_eq!(text, "33 99\r\ntty\r\nc\r\nt\r\nc.\r\n");
     assert_eq!(
         host.ask(Request::Resize {
+            process: 0,
             rows: 11,
             columns: 22
         }),
@@ -642,11 +649,16 @@ fn a_second_start_and_a_resize_without_terminal_are_refused() {
     host.start();
     assert!(matches!(host.ask(Request::Start), Outcome::Failed { .. }));
     assert!(matches!(
-        host.ask(Request::Resize { rows: 1, columns: 1 }),
+        host.ask(Request::Resize {
+            process: 0,
+            rows: 1,
+            columns: 1
+        }),
         Outcome::Failed { .. }
     ));
     assert_eq!(
         host.ask(Request::Signal {
+            process: 0,
             signal: libc::SIGKILL,
             all: false
         }),

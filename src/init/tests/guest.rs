@@ -247,7 +247,7 @@ impl Guest {
 
     fn exited(mut self) -> Status {
         match self.hear() {
-            ToHost::Exited { status } => status,
+            ToHost::Exited { process: 0, status } => status,
             other => panic!("{other:?}"),
         }
     }
@@ -402,7 +402,7 @@ fn the_scratch_disk_takes_what_memory_can_not_and_shows_nothing() {
     // More than the guest's memory, one megabyte at a time.
     let pattern = MARKER.repeat((1 << 20) / MARKER.len());
     let root = rootfs(|root| fs::write(root.join("pattern"), &pattern).unwrap());
-    let script = "for i in $(seq 160); do cat /pattern || exit 1; done >/big; cat /proc/swaps
+    let script = "for i in $(seq 160); do cat /pattern || exit 1; done >/big
         dd if=/big bs=1M 2>/dev/null | sha256sum; for i in $(seq 160); do cat /pattern; done | sha256sum; rm /big";
     let mut machine = Machine::new(vec![convert(root.path())], script);
     machine.memory_mib = 128;
@@ -411,9 +411,7 @@ fn the_scratch_disk_takes_what_memory_can_not_and_shows_nothing() {
     let (output, error, status) = machine.run();
     assert_eq!(status, Status::Code { code: 0 }, "{error}");
     let lines: Vec<_> = output.lines().collect();
-    let used: u64 = lines[1].split_whitespace().nth(3).unwrap().parse().unwrap();
-    assert!(used > 50_000, "{output}");
-    assert_eq!(lines[2], lines[3]);
+    assert_eq!(lines[0], lines[1]);
     let mut block = vec![0; 1 << 20];
     let mut written = 0;
     for at in (0..512 * MIB).step_by(block.len()) {
@@ -429,7 +427,7 @@ fn the_scratch_disk_takes_what_memory_can_not_and_shows_nothing() {
             );
         }
     }
-    assert!(written > 0, "nothing was swapped");
+    assert!(written > 10_000, "{written} pages on the disk");
 }
 
 #[test]
@@ -467,7 +465,7 @@ fn set_up_failures_are_sentences() {
     assert!(message.starts_with("layer 0: erofs create: "), "{message}");
 
     let mut machine = Machine::new(vec![again(&image)], "true");
-    machine.workload.scratch = Scratch::Disk { bytes: MIB };
+    machine.workload.scratch = Scratch::Disk { bytes: 64 * MIB };
     let (_, message) = machine.boot().failed();
     assert_eq!(message, "scratch disk /dev/vdb: No such file or directory");
 }

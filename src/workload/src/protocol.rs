@@ -10,13 +10,17 @@
 //!    │ ◄────────────── Request 2: Start ─────── │
 //!    │ ── Reply 2: Done │ failure ────────────► │
 //!    │ ◄────────────── Request n: Signal ────── │
-//!    │ ── Exited ─────────────────────────────► │  after all output has been written to its streams
+//!    │ ◄────────────── Request m: Exec ──────── │  another process, number k
+//!    │ ── connect ports stdio(k, 0..=2) ──────► │
+//!    │ ── Reply m: Done │ failure ────────────► │
+//!    │ ── Exited k, … ────────────────────────► │  after all output has been written to its streams
+//!    │ ── Exited 0 ───────────────────────────► │  the container is over
 //! ```
 //!
 //! A message is a `u32` length in little-endian order, then so many bytes of JSON. Both sides read with
 //! [`Decoder`], which refuses a length above [`MAX_MESSAGE`] before it allocates anything.
 
-use crate::{Blob, Environment, Passphrase, VolumeKey};
+use crate::{Blob, Environment, Passphrase, Process, VolumeKey};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::marker::PhantomData;
 use zeroize::{Zeroize as _, Zeroizing};
@@ -71,20 +75,46 @@ pub enum Request {
     Setup(Box<Setup>),
     /// Run the prepared workload. Once, after `Setup`.
     Start,
-    /// Send a signal (its Linux number) to the workload's first process, or to all of its processes.
+    /// Run one more process in the container, between `Setup` and the end of the first. Answered when it runs its program.
+    Exec(Box<Exec>),
+    /// Send a signal (its Linux number) to a process, or to all processes of the container.
     Signal {
+        /// The process's number; 0 is the first.
+        process: u32,
         /// 1 to 64.
         signal: i32,
         /// Every process of the container.
         all: bool,
     },
-    /// New size of the first process's terminal.
+    /// New size of a process's terminal.
     Resize {
+        /// The process's number; 0 is the first.
+        process: u32,
         /// Character rows.
         rows: u16,
         /// Character columns.
         columns: u16,
     },
+    /// Stop all processes of the container where they are, or let them go on.
+    Freeze {
+        /// Stop.
+        frozen: bool,
+    },
+    /// Which processes are in the container?
+    Processes,
+}
+
+/// One more process.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exec {
+    /// 1 to [`MAX_PROCESS`], never used before in this guest.
+    pub number: u32,
+    /// What runs.
+    pub process: Process,
+    /// Rows and columns of its terminal at the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub console_size: Option<(u16, u16)>,
 }
 
 /// Everything the guest needs to prepare the workload.
@@ -139,8 +169,10 @@ pub enum ToHost {
         /// What became of it.
         outcome: Outcome,
     },
-    /// The workload's first process has ended and all its output has been delivered. The last message.
+    /// A process has ended and all its output has been delivered. Of the first, it is the last message.
     Exited {
+        /// The process's number; 0 is the first.
+        process: u32,
         /// How it ended.
         status: Status,
     },
@@ -160,6 +192,16 @@ pub enum Outcome {
     },
     /// Done; nothing to tell.
     Done,
+    /// Answer to [`Request::Processes`].
+    Processes {
+        /// Their numbers, as the container's first process knows them.
+        pids: Vec<i32>,
+    },
+    /// To a client of the VMM that asked for an [`Exec`], after `Done`: the process is over.
+    Exited {
+        /// How it ended.
+        status: Status,
+    },
     /// It failed.
     Failed {
         /// What kind of failure, for the exit status.

@@ -76,7 +76,7 @@ proptest! {
         let messages = [
             ToHost::Hello { version: VERSION, kernel: "6.12".into(), kernel_ms: 300 },
             ToHost::Reply { id: 3, outcome: Outcome::Failed { kind: FailureKind::NotFound, message: "no \"x\"".into() } },
-            ToHost::Exited { status: Status::Signal { signal: 15 } },
+            ToHost::Exited { process: 0, status: Status::Signal { signal: 15 } },
         ];
         let stream: Vec<u8> = messages.iter().flat_map(|m| encode(m).unwrap().to_vec()).collect();
         let mut decoder = Decoder::<ToHost>::default();

@@ -71,7 +71,8 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
     Ok((workload, environment))
 }
 
-fn process(process: &OciProcess) -> Result<Process> {
+/// OCI `process`, of a container or of one more process in it.
+pub fn process(process: &OciProcess) -> Result<Process> {
     let args = process.args().clone().unwrap_or_default();
     ensure!(
         args.first().is_some_and(|arg| !arg.is_empty()),
@@ -152,7 +153,8 @@ fn capabilities(sets: &LinuxCapabilities) -> Capabilities {
     }
 }
 
-fn console_size(process: &OciProcess) -> Option<(u16, u16)> {
+/// `process.consoleSize` as rows and columns.
+pub fn console_size(process: &OciProcess) -> Option<(u16, u16)> {
     let size = process.console_size()?;
     Some((
         u16::try_from(size.height()).ok()?,
@@ -163,15 +165,7 @@ fn console_size(process: &OciProcess) -> Option<(u16, u16)> {
 /// Fields that neither side can honour. (Those of other operating systems are none of a Linux runtime's business.)
 fn refuse_unsupported(bundle: &Bundle, process: &OciProcess) -> Result<()> {
     let refuse = |field: &str| bail!("config.json: {field}: not supported");
-    if process.scheduler().is_some() {
-        return refuse("process.scheduler");
-    }
-    if process.io_priority().is_some() {
-        return refuse("process.ioPriority");
-    }
-    if process.exec_cpu_affinity().is_some() {
-        return refuse("process.execCPUAffinity");
-    }
+    refuse_unsupported_process(process)?;
     if bundle
         .spec
         .hooks()
@@ -212,6 +206,21 @@ fn refuse_unsupported(bundle: &Bundle, process: &OciProcess) -> Result<()> {
         .flatten()
         .enumerate()
         .try_for_each(|(index, device)| check_device(index, device))
+}
+
+/// Fields of `process` that neither side can honour.
+pub fn refuse_unsupported_process(process: &OciProcess) -> Result<()> {
+    let refuse = |field: &str| bail!("config.json: {field}: not supported");
+    if process.scheduler().is_some() {
+        return refuse("process.scheduler");
+    }
+    if process.io_priority().is_some() {
+        return refuse("process.ioPriority");
+    }
+    if process.exec_cpu_affinity().is_some() {
+        return refuse("process.execCPUAffinity");
+    }
+    Ok(())
 }
 
 fn check_device(index: usize, device: &LinuxDevice) -> Result<()> {

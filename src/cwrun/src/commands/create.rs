@@ -55,7 +55,10 @@ pub fn create(global: &Global, args: &Create, inherited: &[RawFd], console: Cons
     let host = host::split(&bundle, &sizing)?;
     let root = Root::new(global.root.clone())?;
     let mut container = root.reserve(record(global, args, &bundle, &host)?)?;
-    let result = prepare(&bundle, &sizing, &container, args, console).and_then(|machine| {
+    let result = container
+        .save_config(&bundle.spec)
+        .and_then(|()| prepare(&bundle, &sizing, &container, args, console));
+    let result = result.and_then(|machine| {
         let terminal = machine.workload.process.terminal;
         let vmm = launch::launch(&mut container, &host, machine, inherited)?;
         write_pid_file(args.pid_file.as_deref(), vmm)?;
@@ -145,7 +148,7 @@ fn stdio(terminal: bool, console_socket: Option<&Path>, console: Console) -> Res
 }
 
 /// Writes the number aside and renames, so that a reader never sees half of it.
-fn write_pid_file(path: Option<&Path>, vmm: Pid) -> Result<()> {
+pub fn write_pid_file(path: Option<&Path>, vmm: Pid) -> Result<()> {
     let Some(path) = path else { return Ok(()) };
     let mut name = path
         .file_name()

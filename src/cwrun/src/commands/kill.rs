@@ -12,10 +12,12 @@ pub fn run(global: &Global, args: &Kill) -> Result<()> {
     let signal = signal::parse(&args.signal)?;
     let container = Root::new(global.root.clone())?.get(&args.id)?;
     match (container.status(), container.record.vmm) {
-        (Status::Created | Status::Running, Some(vmm)) if signal == libc::SIGKILL => {
+        (Status::Created | Status::Running | Status::Paused, Some(vmm)) if signal == libc::SIGKILL => {
             signal::send(vmm, signal)
         }
-        (Status::Created | Status::Running, Some(_)) => deliver(&container, signal, args.all),
+        (Status::Created | Status::Running | Status::Paused, Some(_)) => {
+            deliver(&container, signal, args.all)
+        }
         // Engines signal all processes of a container that has just ended, to be sure.
         (Status::Stopped, _) if args.all => Ok(()),
         (status, _) => bail!(
@@ -26,7 +28,14 @@ pub fn run(global: &Global, args: &Kill) -> Result<()> {
 }
 
 fn deliver(container: &Container, signal: i32, all: bool) -> Result<()> {
-    match crate::control::request(container, Request::Signal { signal, all }) {
+    match crate::control::request(
+        container,
+        Request::Signal {
+            process: 0,
+            signal,
+            all,
+        },
+    ) {
         Err(error)
             if all
                 && error

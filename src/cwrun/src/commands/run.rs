@@ -47,7 +47,14 @@ fn attend(created: &Created, signals: &OwnedFd) -> Result<u8> {
     let resize = || {
         if let (true, Some((rows, columns))) = (terminal, terminal::size(stdin.as_fd())) {
             // The workload may have ended meanwhile.
-            let _ = control::request(container, Request::Resize { rows, columns });
+            let _ = control::request(
+                container,
+                Request::Resize {
+                    process: 0,
+                    rows,
+                    columns,
+                },
+            );
         }
     };
     resize();
@@ -65,6 +72,7 @@ fn attend(created: &Created, signals: &OwnedFd) -> Result<u8> {
                 if let Err(error) = control::request(
                     container,
                     Request::Signal {
+                        process: 0,
                         signal: number,
                         all: false,
                     },

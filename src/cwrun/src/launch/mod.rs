@@ -21,7 +21,7 @@
 //! becomes P's child when I exits, and the engine's when P does. Whoever dies closes the channel, and everybody else
 //! then ends: a killed `create` leaves no process.
 
-mod confine;
+pub mod confine;
 pub mod hooks;
 mod namespaces;
 
@@ -213,7 +213,7 @@ pub fn fail(channel: &mut VmmEnd, error: &anyhow::Error) -> u8 {
 }
 
 /// Forks: the child's number in the parent, `None` in the child, which has to leave through [`exit`].
-fn fork() -> Result<Option<Pid>> {
+pub fn fork() -> Result<Option<Pid>> {
     // SAFETY: at this point this program has one thread (workers of the disk conversion have been joined), so the
     // child's copy of the heap is consistent and it may run ordinary code.
     match unsafe { libc::fork() } {
@@ -222,7 +222,8 @@ fn fork() -> Result<Option<Pid>> {
     }
 }
 
-fn exit(status: u8) -> ! {
+/// Ends a child made by [`fork`].
+pub fn exit(status: u8) -> ! {
     // SAFETY: `_exit` has no preconditions. Exit handlers are the parent's to run, and other threads may still run.
     unsafe { libc::_exit(i32::from(status)) }
 }
@@ -240,7 +241,7 @@ fn last_moments(child: Pid) -> String {
 
 /// Ends a child of ours for good. Does nothing for a process that is not our child any more, whose number may by now be
 /// somebody else's.
-fn kill_and_reap(pid: Pid) {
+pub fn kill_and_reap(pid: Pid) {
     if let Ok(None) = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG) {
         // Both can fail only for a process that is not our child, which was just ruled out.
         let _ = rustix::process::kill_process(pid, Signal::KILL);

@@ -13,10 +13,13 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::{AsFd, OwnedFd};
 use std::collections::HashMap;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 use vmm::{Access, Running, Vm};
 use workload::Blob;
-use workload::protocol::{self, FailureKind, Outcome, Request, Setup, Status as ExitStatus, ToGuest, ToHost};
+use workload::protocol::{
+    self, Exec, FailureKind, Outcome, Request, Setup, Status as ExitStatus, ToGuest, ToHost,
+};
 
 /// How long a guest may take from power-on to "ready".
 const BOOT_DEADLINE: Duration = Duration::from_secs(120);
@@ -29,6 +32,20 @@ const LOST: u8 = 255;
 
 type GuestEnd = Channel<ToGuest, ToHost>;
 type Client = Channel<Outcome, Request>;
+/// Sockets that wait for the guest to connect to their ports.
+type Endpoints = Arc<Mutex<HashMap<u32, UnixStream>>>;
+
+/// A client that waits for the guest's answer.
+enum Waiting {
+    /// To `Start`, since then.
+    Start(Client, Instant),
+    /// To `Exec` of the process with this number.
+    Exec(Client, u32),
+    /// To `Freeze`: what the container is afterwards.
+    Freeze(Client, Status),
+    /// To anything else.
+    Other(Client),
+}
 
 /// A booted guest, ready to run its workload.
 pub struct Monitor {
@@ -41,9 +58,13 @@ pub struct Monitor {
     control: UnixListener,
     signals: OwnedFd,
     status: StatusFile,
-    /// Clients that wait for the guest's reply to a request, and since when if it is the start.
-    waiting: HashMap<u32, (Client, Option<Instant>)>,
+    /// By the number of the request.
+    waiting: HashMap<u32, Waiting>,
     last_request: u32,
+    /// Those whose processes run, by the numbers of these.
+    execs: HashMap<u32, Client>,
+    last_exec: u32,
+    endpoints: Endpoints,
     started: bool,
     exited: Option<ExitStatus>,
 }
@@ -66,7 +87,12 @@ impl Monitor {
             .map(|(number, stream)| (protocol::stdio(0, number), stream))
             .collect();
         endpoints.insert(protocol::CONTROL, guest_end);
-        let connect = Box::new(move |port| endpoints.remove(&port));
+        let endpoints = Arc::new(Mutex::new(endpoints));
+        let connect = {
+            let endpoints = Arc::clone(&endpoints);
+            // Nobody panics while holding the lock.
+            Box::new(move |port| endpoints.lock().ok()?.remove(&port))
+        };
         let mut disks = vec![disk(machine.images, Access::ReadOnly, "root")];
         disks.extend(
             machine
@@ -120,6 +146,9 @@ impl Monitor {
             status: machine.status,
             waiting: HashMap::new(),
             last_request: 0,
+            execs: HashMap::new(),
+            last_exec: 0,
+            endpoints,
             started: false,
             exited: None,
         };
@@ -255,7 +284,11 @@ impl Monitor {
         if let Some(terminal) = &self.terminal
             && let Some((rows, columns)) = terminal::size(terminal.as_fd())
         {
-            let _ = self.request(Request::Resize { rows, columns });
+            let _ = self.request(Request::Resize {
+                process: 0,
+                rows,
+                columns,
+            });
         }
         match self.run() {
             Ok(status) => status.exit_code(),
@@ -273,7 +306,7 @@ impl Monitor {
                 return Ok(status);
             }
             let exit = self.vm.exit_fd();
-            let mut fds = [
+            let fds = [
                 PollFd::new(
                     &self.guest,
                     if self.exited.is_none() {
@@ -294,11 +327,33 @@ impl Monitor {
                     },
                 ),
             ];
-            poll(&mut fds, None)?;
-            let [guest, drained, signals, control, exit] = fds.map(|fd| {
+            let happened = |fd: &PollFd<'_>| {
                 fd.revents()
                     .intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR)
-            });
+            };
+            let numbers: Vec<u32> = self.execs.keys().copied().collect();
+            let mut fds: Vec<PollFd<'_>> = fds
+                .into_iter()
+                .chain(
+                    self.execs
+                        .values()
+                        .map(|client| PollFd::new(client, PollFlags::IN)),
+                )
+                .collect();
+            poll(&mut fds, None)?;
+            let happened: Vec<bool> = fds.iter().map(happened).collect();
+            let (fixed, clients) = happened.split_at(happened.len() - numbers.len());
+            let [guest, drained, signals, control, exit] = *fixed else {
+                unreachable!("five descriptors come first")
+            };
+            let speaking: Vec<u32> = numbers
+                .into_iter()
+                .zip(clients)
+                .filter_map(|(number, speaks)| speaks.then_some(number))
+                .collect();
+            for number in speaking {
+                self.hear_exec(number)?;
+            }
             if drained {
                 rustix::io::read(&self.drained, &mut [0u8; 8]).context("output event")?;
                 self.outputs_left = self.outputs_left.saturating_sub(1);
@@ -333,8 +388,14 @@ impl Monitor {
         let mut received = self.guest.receive_some()?;
         loop {
             match received {
-                Received::Message(ToHost::Exited { status }) => self.exited = Some(status),
-                Received::Message(ToHost::Reply { id, outcome }) => self.reply(id, outcome),
+                Received::Message(ToHost::Exited { process: 0, status }) => self.exited = Some(status),
+                Received::Message(ToHost::Exited { process, status }) => {
+                    if let Some(mut client) = self.execs.remove(&process) {
+                        // One that is gone has its own reasons.
+                        let _ = client.send(&Outcome::Exited { status });
+                    }
+                }
+                Received::Message(ToHost::Reply { id, outcome }) => self.reply(id, outcome)?,
                 Received::Message(ToHost::Hello { .. }) => bail!("the guest said Hello twice"),
                 Received::Pending => return Ok(()),
                 Received::Closed if self.exited.is_some() => return Ok(()),
@@ -347,27 +408,125 @@ impl Monitor {
         }
     }
 
-    fn reply(&mut self, id: u32, outcome: Outcome) {
+    fn reply(&mut self, id: u32, outcome: Outcome) -> Result<()> {
         // Replies to forwarded signals have no client.
-        let Some((mut client, starting)) = self.waiting.remove(&id) else {
-            return;
+        let Some(waiting) = self.waiting.remove(&id) else {
+            return Ok(());
         };
-        match (starting, &outcome) {
-            (Some(since), Outcome::Done) => {
-                self.status.set(Status::Running);
-                phase_took("start", since.elapsed().as_secs_f64() * 1000.0);
+        let done = matches!(outcome, Outcome::Done);
+        let mut client = match waiting {
+            Waiting::Start(client, since) => {
+                match &outcome {
+                    // There never was a workload, so there is neither output nor an end of it to wait for.
+                    Outcome::Failed { kind, .. } => {
+                        self.exited = Some(ExitStatus::Code {
+                            code: failure::code_of(*kind),
+                        });
+                        self.outputs_left = 0;
+                    }
+                    _ => {
+                        self.status.set(Status::Running);
+                        phase_took("start", since.elapsed().as_secs_f64() * 1000.0);
+                    }
+                }
+                client
             }
-            // There never was a workload, so there is neither output nor an end of it to wait for.
-            (Some(_), Outcome::Failed { kind, .. }) => {
-                self.exited = Some(ExitStatus::Code {
-                    code: failure::code_of(*kind),
-                });
-                self.outputs_left = 0;
+            Waiting::Freeze(client, then) => {
+                if done {
+                    self.status.set(then);
+                }
+                client
             }
-            _ => {}
-        }
+            Waiting::Exec(mut client, number) => {
+                let heard = client.send(&outcome).is_ok();
+                if !done {
+                    self.forget_endpoints(number);
+                } else if heard {
+                    self.execs.insert(number, client);
+                } else {
+                    self.kill_exec(number)?;
+                }
+                return Ok(());
+            }
+            Waiting::Other(client) => client,
+        };
         // A client that did not wait has its own reasons.
         let _ = client.send(&outcome);
+        Ok(())
+    }
+
+    /// What the client of a running process says: signals and window sizes for it. When it is gone, so is its process.
+    fn hear_exec(&mut self, number: u32) -> Result<()> {
+        let Some(client) = self.execs.get_mut(&number) else {
+            return Ok(());
+        };
+        let mut received = client.receive_some().unwrap_or(Received::Closed);
+        loop {
+            let request = match received {
+                Received::Message(Request::Signal { signal, .. }) => Request::Signal {
+                    process: number,
+                    signal,
+                    all: false,
+                },
+                Received::Message(Request::Resize { rows, columns, .. }) => Request::Resize {
+                    process: number,
+                    rows,
+                    columns,
+                },
+                Received::Pending => return Ok(()),
+                Received::Message(_) | Received::Closed => {
+                    self.execs.remove(&number);
+                    return self.kill_exec(number);
+                }
+            };
+            if self.exited.is_none() {
+                self.request(request)?;
+            }
+            let Some(client) = self.execs.get_mut(&number) else {
+                return Ok(());
+            };
+            received = match client.buffered() {
+                Ok(message) => message.map_or(Received::Pending, Received::Message),
+                Err(_) => Received::Closed,
+            };
+        }
+    }
+
+    fn kill_exec(&mut self, number: u32) -> Result<()> {
+        self.forget_endpoints(number);
+        if self.exited.is_none() {
+            self.request(Request::Signal {
+                process: number,
+                signal: libc::SIGKILL,
+                all: false,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn forget_endpoints(&self, number: u32) {
+        if let Ok(mut endpoints) = self.endpoints.lock() {
+            endpoints
+                .retain(|port, _| protocol::stdio_of(*port).is_none_or(|(process, _)| process != number));
+        }
+    }
+
+    /// Gives a new process its number, and its client's sockets to the ports that it will connect to.
+    fn admit_exec(&mut self, exec: &mut Exec, descriptors: Vec<OwnedFd>) -> Result<(), &'static str> {
+        let expected = if exec.process.terminal { 1 } else { 3 };
+        if descriptors.len() != expected {
+            return Err("the wrong number of standard streams came with the process");
+        }
+        if self.last_exec == protocol::MAX_PROCESS {
+            return Err("the container has had as many processes as can be counted");
+        }
+        self.last_exec += 1;
+        exec.number = self.last_exec;
+        let mut endpoints = self.endpoints.lock().map_err(|_| "no streams can be made")?;
+        for (stream, descriptor) in (0..).zip(descriptors) {
+            endpoints.insert(protocol::stdio(exec.number, stream), UnixStream::from(descriptor));
+        }
+        Ok(())
     }
 
     fn serve_client(&mut self) -> Result<()> {
@@ -379,14 +538,15 @@ impl Monitor {
             .and_then(|()| stream.set_write_timeout(Some(SEND_DEADLINE)));
         timeouts.context("control socket")?;
         let mut client = Client::new(stream);
-        let Ok(Some(request)) = client.receive() else {
+        let Ok(Some(mut request)) = client.receive() else {
             return Ok(());
         };
-        let start = matches!(request, Request::Start);
-        let refusal = match request {
+        let descriptors = client.descriptors();
+        let refusal = match &mut request {
             Request::Setup(_) => Some("only create sets a guest up"),
             Request::Start if self.started => Some("the container has been started already"),
             _ if self.exited.is_some() => Some("the container's process has ended"),
+            Request::Exec(exec) => self.admit_exec(exec, descriptors).err(),
             _ => None,
         };
         if let Some(message) = refusal {
@@ -396,13 +556,19 @@ impl Monitor {
             });
             return Ok(());
         }
-        if start {
-            self.started = true;
-            self.streams.start_inputs()?;
-        }
-        let starting = start.then(Instant::now);
+        let waiting = match &request {
+            Request::Start => {
+                self.started = true;
+                self.streams.start_inputs()?;
+                Waiting::Start(client, Instant::now())
+            }
+            Request::Exec(exec) => Waiting::Exec(client, exec.number),
+            Request::Freeze { frozen: true } => Waiting::Freeze(client, Status::Paused),
+            Request::Freeze { frozen: false } => Waiting::Freeze(client, Status::Running),
+            _ => Waiting::Other(client),
+        };
         let id = self.request(request)?;
-        self.waiting.insert(id, (client, starting));
+        self.waiting.insert(id, waiting);
         Ok(())
     }
 
@@ -412,10 +578,18 @@ impl Monitor {
             // Of an orphan that this process, first of its PID namespace, inherited from a hook.
             (libc::SIGCHLD, _) => return Ok(()),
             (libc::SIGWINCH, Some(terminal)) => match terminal::size(terminal.as_fd()) {
-                Some((rows, columns)) => Request::Resize { rows, columns },
+                Some((rows, columns)) => Request::Resize {
+                    process: 0,
+                    rows,
+                    columns,
+                },
                 None => return Ok(()),
             },
-            _ => Request::Signal { signal, all: false },
+            _ => Request::Signal {
+                process: 0,
+                signal,
+                all: false,
+            },
         };
         if self.exited.is_none() {
             self.request(request)?;

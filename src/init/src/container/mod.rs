@@ -29,11 +29,11 @@ use program::Program;
 use root::Root;
 use rustix::fs::Mode;
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags, mount_change, unmount};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::thread::{ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces, unshare_unsafe};
 use std::fs;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use terminal::Terminal;
-use workload::{Environment, Workload};
+use workload::{Environment, Process, Workload};
 
 /// What the container's first process is made from.
 pub struct Container<'a> {
@@ -86,19 +86,7 @@ impl Container<'_> {
                 .context(|| "make the root read-only".into())?;
         }
         pivot(&root)?;
-        let master = take_streams(stdio, terminal)?;
-        rustix::process::chdir(&*process.cwd).context(|| format!("chdir `{}`", process.cwd))?;
-        limits::apply(&process.rlimits)?;
-        let passwd = fs::read("/etc/passwd").unwrap_or_default();
-        user::become_user(&process.user, process.capabilities.as_ref())?;
-        let program = Program::find(process, &String::from_utf8_lossy(&passwd))?;
-        if process.no_new_privileges {
-            rustix::thread::set_no_new_privs(true).context(|| "set no_new_privs".into())?;
-        }
-        sys::close_on_exec_from(3).context(|| "mark descriptors".into())?;
-        link.ready(master.as_ref().map(OwnedFd::as_fd))?;
-        drop(master);
-        Ok(link.wait_for_go()?.then_some(program))
+        become_process(process, stdio, terminal, link)
     }
 
     fn enter_namespaces(&self) -> Result<()> {
@@ -127,9 +115,7 @@ impl Container<'_> {
                 .ok_or_else(|| Failure::other(format!("linux.sysctl: {key:?} is no name of a setting")))?;
             fs::write(&path, value).context(|| format!("linux.sysctl: set {key} to {value:?}"))?;
         }
-        let score = self.workload.process.oom_score_adj.unwrap_or(0);
-        fs::write("/proc/self/oom_score_adj", score.to_string())
-            .context(|| format!("process.oomScoreAdj: set to {score}"))
+        set_oom_score(&self.workload.process)
     }
 
     /// Puts everything into the root that is not in the image.
@@ -153,13 +139,91 @@ impl Container<'_> {
     }
 
     fn open_terminal(&self, root: &Root) -> Result<Terminal> {
-        let terminal = Terminal::open(root, self.workload.process.user.uid)?;
+        let terminal = Terminal::open(
+            root,
+            self.workload.process.user.uid,
+            self.environment.console_size,
+        )?;
         terminal.bind_console(root)?;
-        if let Some((rows, columns)) = self.environment.console_size {
-            terminal::resize(&terminal.master, rows, columns).context(|| "set the terminal's size".into())?;
-        }
         Ok(terminal)
     }
+}
+
+/// Another process in a container that has its first.
+pub struct Member<'a> {
+    /// What it is.
+    pub process: &'a Process,
+    /// Rows and columns of its terminal.
+    pub console_size: Option<(u16, u16)>,
+    /// The container's first process, as a pidfd. The caller makes its children in that one's PID namespace already.
+    pub first: BorrowedFd<'a>,
+    /// The control group, if there is one.
+    pub cgroup: Option<&'a Cgroup>,
+}
+
+impl Member<'_> {
+    /// Runs in the child: becomes the process, or reports why not and ends.
+    pub fn run(&self, stdio: Stdio, link: &Link) -> ! {
+        let failure = match self.prepare(stdio, link) {
+            Ok(Some(program)) => program.execute(),
+            Ok(None) => sys::exit_now(0),
+            Err(failure) => failure,
+        };
+        link.failed(&failure);
+        sys::exit_now(127)
+    }
+
+    fn prepare(&self, stdio: Stdio, link: &Link) -> Result<Option<Program>> {
+        sys::reset_signals();
+        rustix::process::umask(Mode::empty());
+        set_oom_score(self.process)?;
+        if let Some(cgroup) = self.cgroup {
+            cgroup.enter()?;
+        }
+        let namespaces = ThreadNameSpaceType::MOUNT
+            | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+            | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+            | ThreadNameSpaceType::CONTROL_GROUP;
+        move_into_thread_name_spaces(self.first, namespaces)
+            .context(|| "enter the container's namespaces".into())?;
+        let terminal = match stdio {
+            Stdio::Pipes(_) => None,
+            Stdio::Terminal => {
+                let root = Root::open("/")?;
+                Some(Terminal::open(&root, self.process.user.uid, self.console_size)?)
+            }
+        };
+        become_process(self.process, stdio, terminal, link)
+    }
+}
+
+/// Through init's `/proc`.
+fn set_oom_score(process: &Process) -> Result<()> {
+    let score = process.oom_score_adj.unwrap_or(0);
+    fs::write("/proc/self/oom_score_adj", score.to_string())
+        .context(|| format!("process.oomScoreAdj: set to {score}"))
+}
+
+/// In the container: everything that makes this process the one that is asked for, up to the start; `None` if there is to be none.
+fn become_process(
+    process: &Process,
+    stdio: Stdio,
+    terminal: Option<Terminal>,
+    link: &Link,
+) -> Result<Option<Program>> {
+    let master = take_streams(stdio, terminal)?;
+    rustix::process::chdir(&*process.cwd).context(|| format!("chdir `{}`", process.cwd))?;
+    limits::apply(&process.rlimits)?;
+    let passwd = fs::read("/etc/passwd").unwrap_or_default();
+    user::become_user(&process.user, process.capabilities.as_ref())?;
+    let program = Program::find(process, &String::from_utf8_lossy(&passwd))?;
+    if process.no_new_privileges {
+        rustix::thread::set_no_new_privs(true).context(|| "set no_new_privs".into())?;
+    }
+    sys::close_on_exec_from(3).context(|| "mark descriptors".into())?;
+    link.ready(master.as_ref().map(OwnedFd::as_fd))?;
+    drop(master);
+    Ok(link.wait_for_go()?.then_some(program))
 }
 
 /// Makes the root the root, and forgets all else.

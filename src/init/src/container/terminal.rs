@@ -21,8 +21,8 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Takes a new one from `/dev/pts` in the container, owned by `uid`.
-    pub fn open(root: &Root, uid: u32) -> Result<Self> {
+    /// Takes a new one from `/dev/pts` in the container, owned by `uid`, of so many rows and columns.
+    pub fn open(root: &Root, uid: u32, size: Option<(u16, u16)>) -> Result<Self> {
         let path = "/dev/pts/ptmx";
         let master = root
             .open_at(path, OFlags::RDWR | OFlags::NOCTTY)
@@ -31,6 +31,9 @@ impl Terminal {
         let slave = open_slave(&master)?;
         // The group is what the mount option says, usually `tty`.
         fchown(&slave, Some(Uid::from_raw(uid)), None).context(|| "give the terminal to the user".into())?;
+        if let Some((rows, columns)) = size {
+            resize(&master, rows, columns).context(|| "set the terminal's size".into())?;
+        }
         Ok(Self { master, slave })
     }
 

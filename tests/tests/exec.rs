@@ -1,0 +1,278 @@
+//! More processes in a running container.
+
+use e2e::cwrun::{Container, wait_for_end};
+use e2e::process::{eventually, wait};
+use e2e::{Bundle, Cwrun, Finished, host, pattern, rounds};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use std::fs;
+use std::process::Stdio;
+use std::time::Duration;
+
+const ID: &str = "c";
+
+/// A container that does nothing, until it is told to end.
+fn idle(cwrun: &Cwrun) -> Container {
+    let script = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done";
+    let container = cwrun.create(ID, &Bundle::script(script));
+    cwrun.ok(["start", ID]);
+    container
+}
+
+fn exec(cwrun: &Cwrun, args: &[&str]) -> Finished {
+    cwrun.command(["exec"].iter().chain(args)).finish()
+}
+
+fn sh(cwrun: &Cwrun, script: &str) -> Finished {
+    exec(cwrun, &[ID, "sh", "-c", script])
+}
+
+fn processes(cwrun: &Cwrun) -> Vec<i32> {
+    let text = cwrun.ok(["ps", "--format", "json", ID]);
+    serde_json::from_str(&text).expect("JSON")
+}
+
+fn end(cwrun: &Cwrun) {
+    cwrun.ok(["delete", "--force", ID]);
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn streams_and_status_are_its_own() {
+    let cwrun = Cwrun::new();
+    let container = idle(&cwrun);
+    let ran = sh(&cwrun, "echo out; echo err >&2; exit 7");
+    assert_eq!(
+        (ran.code, ran.text().as_str(), ran.stderr.as_str()),
+        (7, "out\n", "err\n")
+    );
+    assert_eq!(sh(&cwrun, "kill -TERM $$").code, 128 + 15);
+    let bytes = pattern::bytes(3_000_000);
+    let copied = cwrun.command(["exec", ID, "cat"]).stdin(bytes.clone()).finish();
+    assert_eq!(copied.code, 0, "{}", copied.stderr);
+    assert!(copied.stdout == bytes);
+    assert_eq!(
+        container.output(),
+        "",
+        "nothing of it shows in the container's own output"
+    );
+    // It shares namespaces, root and control group with the first process.
+    let inside = sh(
+        &cwrun,
+        "for ns in mnt pid ipc uts cgroup net; do [ $(readlink /proc/self/ns/$ns) = $(readlink /proc/1/ns/$ns) ] || echo $ns; done; cat /proc/self/cgroup; hostname",
+    );
+    assert_eq!(inside.ok().text(), "0::/\nguest\n");
+    end(&cwrun);
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn the_command_line_changes_the_containers_own_process() {
+    let cwrun = Cwrun::new();
+    let _container = idle(&cwrun);
+    let script = "pwd; id -u; id -g; echo $MORE $TERM; grep CapEff /proc/self/status; grep NoNewPrivs /proc/self/status";
+    let ran = exec(
+        &cwrun,
+        &[
+            "--cwd",
+            "/tmp",
+            "--user",
+            "7:8",
+            "--env",
+            "MORE=x",
+            "--no-new-privs",
+            "--cap",
+            "CAP_SYS_TIME",
+            ID,
+            "sh",
+            "-c",
+            script,
+        ],
+    );
+    let text = ran.ok().text();
+    assert!(text.starts_with("/tmp\n7\n8\nx xterm\n"), "{text}");
+    assert!(text.contains("NoNewPrivs:\t1"), "{text}");
+    // A process that is not root has the capabilities only if they are ambient, as with crun.
+    let root = exec(
+        &cwrun,
+        &["--cap", "CAP_SYS_TIME", ID, "grep", "CapEff", "/proc/self/status"],
+    );
+    let mask = u64::from_str_radix(root.ok().text().trim().rsplit('\t').next().unwrap(), 16).unwrap();
+    assert_ne!(mask & 1 << 25, 0, "{mask:x}");
+
+    let file = cwrun.path("process.json");
+    let process = json!({"args": ["sh", "-c", "echo $A; ulimit -n; umask; exit 3"], "cwd": "/", "env": ["A=b", "PATH=/bin"],
+        "user": {"uid": 0, "gid": 0, "umask": 0o27}, "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 77}]});
+    fs::write(&file, process.to_string()).unwrap();
+    let ran = exec(&cwrun, &["--process", file.to_str().unwrap(), ID]);
+    assert_eq!(
+        (ran.code, ran.text().as_str()),
+        (3, "b\n77\n0027\n"),
+        "{}",
+        ran.stderr
+    );
+    end(&cwrun);
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn what_cannot_run_is_a_sentence() {
+    let cwrun = Cwrun::new();
+    let container = idle(&cwrun);
+    let missing = exec(&cwrun, &[ID, "no-such-program"]);
+    assert_eq!(missing.code, 127);
+    assert!(
+        missing
+            .stderr
+            .contains("executable file `no-such-program` not found in $PATH"),
+        "{}",
+        missing.stderr
+    );
+    let directory = exec(&cwrun, &[ID, "/tmp"]);
+    assert_eq!(directory.code, 126, "{}", directory.stderr);
+    for (args, part) in [
+        (&[ID][..], "no program given"),
+        (&["--user", "nobody", ID, "id"], "--user \"nobody\""),
+        (&["--cap", "CAP_NONSENSE", ID, "id"], "--cap CAP_NONSENSE"),
+        (&["--process", "/does/not/exist", ID], "--process /does/not/exist"),
+        (&["--cwd", "/does/not/exist", ID, "id"], "/does/not/exist"),
+        (&["--preserve-fds", "2", ID, "id"], "--preserve-fds 2"),
+        (&["--detach", "--tty", ID, "id"], "--console-socket"),
+        (&["other", "id"], "does not exist"),
+    ] {
+        let refused = exec(&cwrun, args);
+        assert!(
+            refused.code != 0 && refused.stderr.contains(part),
+            "{args:?}: {} {}",
+            refused.code,
+            refused.stderr
+        );
+    }
+    assert_eq!(processes(&cwrun).len(), 2, "the first process and its sleep");
+    cwrun.ok(["kill", ID, "TERM"]);
+    assert_eq!(cwrun.wait(&container), 0);
+    let stopped = sh(&cwrun, "true");
+    assert!(stopped.stderr.contains("is stopped"), "{}", stopped.stderr);
+    end(&cwrun);
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn a_detached_process_has_a_stand_in() {
+    let cwrun = Cwrun::new();
+    let container = idle(&cwrun);
+    let pid_file = cwrun.path("exec.pid");
+    let start = |script: &str| {
+        let args = [
+            "exec",
+            "--detach",
+            "--pid-file",
+            pid_file.to_str().unwrap(),
+            ID,
+            "sh",
+            "-c",
+            script,
+        ];
+        let made = cwrun.detached("exec", cwrun.command(args).command(), Stdio::null());
+        let pid: i32 = fs::read_to_string(&pid_file).unwrap().parse().unwrap();
+        (made, pid)
+    };
+    // Its output goes on after the command, its stand-in exits with its status.
+    let (made, pid) = start("echo begun; sleep 1; echo done; exit 5");
+    made.expect_output("begun");
+    assert_eq!(wait_for_end(pid, Duration::from_secs(30)), 5);
+    assert_eq!(made.output(), "begun\ndone\n");
+    // Signals reach it through the stand-in.
+    let (made, pid) =
+        start("trap 'echo caught; exit 6' USR1; echo ready; while :; do sleep 1 & wait $!; done");
+    made.expect_output("ready");
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::USR1).unwrap();
+    assert_eq!(wait_for_end(pid, Duration::from_secs(30)), 6);
+    // Without a stand-in there is no process.
+    let (made, pid) = start("echo ready; exec sleep 1000");
+    made.expect_output("ready");
+    let before = processes(&cwrun).len();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    assert_eq!(wait_for_end(pid, Duration::from_secs(30)), 128 + 9);
+    eventually("the process is gone", 30, || {
+        (processes(&cwrun).len() < before).then_some(())
+    });
+    // And none without a container.
+    let (made, pid) = start("echo ready; exec sleep 1000");
+    made.expect_output("ready");
+    cwrun.ok(["kill", ID, "KILL"]);
+    assert_eq!(wait_for_end(pid, Duration::from_secs(30)), 128 + 9);
+    assert_eq!(cwrun.wait(&container), 128 + 9);
+    end(&cwrun);
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn many_at_once_do_not_get_mixed_up() {
+    let cwrun = Cwrun::new();
+    let _container = idle(&cwrun);
+    let (total, at_once) = (rounds(60, 500), rounds(20, 50));
+    let before = host::processes();
+    for batch in (0..total).collect::<Vec<_>>().chunks(at_once) {
+        let running: Vec<_> = batch
+            .iter()
+            .map(|number| {
+                let script = format!("echo out {number}; echo err {number} >&2; exit {}", number % 100);
+                let file = |kind: &str| cwrun.path(&format!("{number}.{kind}"));
+                let mut command = cwrun.command(["exec", ID, "sh", "-c", &script]).command();
+                let create = |kind: &str| fs::File::create(file(kind)).unwrap();
+                command
+                    .stdin(Stdio::null())
+                    .stdout(create("out"))
+                    .stderr(create("err"));
+                (*number, command.spawn().unwrap())
+            })
+            .collect();
+        for (number, mut child) in running {
+            let status = wait(&mut child, Duration::from_secs(120), "exec");
+            let read = |kind: &str| fs::read_to_string(cwrun.path(&format!("{number}.{kind}"))).unwrap();
+            assert_eq!(
+                status.code(),
+                Some((number % 100) as i32),
+                "{number}: {}",
+                read("err")
+            );
+            assert_eq!(
+                (read("out"), read("err")),
+                (format!("out {number}\n"), format!("err {number}\n"))
+            );
+        }
+    }
+    assert_eq!(processes(&cwrun).len(), 2, "nothing of them is left in the guest");
+    assert_eq!(host::processes(), before, "nor on the host");
+    end(&cwrun);
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn a_paused_container_stands_still() {
+    let cwrun = Cwrun::new();
+    let container = cwrun.create(
+        ID,
+        &Bundle::script("i=0; while :; do echo $i; i=$((i + 1)); sleep 0.1; done"),
+    );
+    assert!(cwrun.refused(["pause", ID]).contains("is created"));
+    cwrun.ok(["start", ID]);
+    container.expect_output("3\n");
+    cwrun.ok(["pause", ID]);
+    assert_eq!(cwrun.status(ID), "paused");
+    let then = container.output();
+    std::thread::sleep(Duration::from_secs(2));
+    // What was on its way may still have come.
+    let later = container.output();
+    assert!(later.len() < then.len() + 20, "{then} {later}");
+    assert!(cwrun.refused(["pause", ID]).contains("is paused"));
+    assert!(sh(&cwrun, "true").stderr.contains("is paused"));
+    cwrun.ok(["resume", ID]);
+    assert_eq!(cwrun.status(ID), "running");
+    eventually("it goes on", 30, || {
+        (container.output().len() > later.len() + 20).then_some(())
+    });
+    cwrun.ok(["pause", ID]);
+    end(&cwrun);
+}
