@@ -378,12 +378,9 @@ fn half_a_gigabyte_in_the_writable_layer() {
     let script = r#"
         yes "a line of the half gigabyte that goes to the writable layer" | dd of=/chunk bs=1M count=10 iflag=fullblock 2>/dev/null
         i=0; while [ $i -lt 50 ]; do echo "part $i"; cat /chunk; i=$((i + 1)); done >/big
-        used() { awk '/SwapTotal/ {t=$2} /SwapFree/ {f=$2} END {print int((t - f) / 1024)}' /proc/meminfo; }
         echo "size=$(stat -c %s /big)"
-        echo "swapped=$(used)"
         echo "sum=$(sha256sum </big | cut -c1-64)"
         rm /big
-        echo "left=$(used)"
     "#;
     let line = "a line of the half gigabyte that goes to the writable layer\n";
     let chunk: Vec<u8> = line.bytes().cycle().take(10 << 20).collect();
@@ -400,13 +397,6 @@ fn half_a_gigabyte_in_the_writable_layer() {
         ("size", &expected.len().to_string()),
         ("sum", &e2e::pattern::sha256(&expected)),
     ]);
-    let mib = |key: &str| facts.get(key).parse::<u64>().unwrap();
-    assert!(mib("swapped") > 200, "{} MiB on the disk", mib("swapped"));
-    assert!(
-        mib("left") < 100,
-        "{} MiB on the disk although the file is gone",
-        mib("left")
-    );
 }
 
 #[test]

@@ -54,7 +54,7 @@ fn layers(workload: &mut Workload) -> &mut Vec<Layer> {
 fn the_canonical_form_is_sorted_compact_and_stable() {
     let bytes = sample().to_bytes();
     let text = String::from_utf8(bytes.clone()).unwrap();
-    assert!(text.starts_with("{\"mounts\":"), "{text}");
+    assert!(text.starts_with("{\"masked_paths\":"), "{text}");
     assert!(text.ends_with("\"version\":1}"), "{text}");
     assert_eq!(Workload::from_bytes(&bytes).unwrap(), sample());
     // A golden digest: a change here changes every container's identity and needs a new version.

@@ -8,8 +8,9 @@
 //! ```
 //!
 //! No connection holds up another: one whose endpoint stalls keeps at most its own credit's worth of bytes, and those that send
-//! to the guest take turns of a few packets. Resets for connections that don't exist are the one thing the guest can
-//! ask for without credit, so while too many of them wait, its packets wait too.
+//! to the guest take turns of a few packets. The guest's packets are always taken: a driver that has many replies to send puts
+//! up no buffers until they are (VIRTIO 1.2 §5.10.6.1), so a device that waited for buffers would wait for ever. Resets are the
+//! one thing that a guest can ask for without credit; beyond a number that no honest one reaches they are left out.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -28,8 +29,8 @@ use crate::virtio::{Command, Inbox, Interrupt};
 
 /// Connections at one time, with those that only deliver their last bytes.
 const MAX_CONNECTIONS: usize = 1024;
-/// Resets that may wait before the guest's packets do.
-const MAX_RESETS: usize = 256;
+/// Resets that may wait for the guest's buffers. Two for each connection are more than an honest guest causes.
+const MAX_RESETS: usize = 2 * MAX_CONNECTIONS;
 /// Packets that a connection sends to the guest before the next one's turn.
 const TURN: usize = 16;
 /// Packets in each direction before the thread looks at its events again.
@@ -198,8 +199,7 @@ impl Worker {
         if wanted.contains(&true) {
             self.interrupt.used_buffer();
         }
-        // Packets that wait for resets to leave wait for the guest's buffers, not for another round.
-        let more = more_to_guest || more_from_guest && self.streams.resets.len() < MAX_RESETS;
+        let more = more_to_guest || more_from_guest;
         self.queues = Some(queues);
         Ok(more)
     }
@@ -208,9 +208,6 @@ impl Worker {
     fn serve_from_guest(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<bool, Broken> {
         queue.disable_notification(memory)?;
         for _ in 0..ROUND {
-            if self.streams.resets.len() >= MAX_RESETS {
-                return Ok(true);
-            }
             let Some(Chain {
                 head, mut readable, ..
             }) = queue.pop(memory)?
@@ -326,11 +323,18 @@ impl Streams {
             }
         } else if connection.is_finished() {
             let reset = connection.reset();
-            self.resets.push_back(reset);
+            self.reset(reset);
             self.remove(id);
         } else if !connection.queued && connection.has_packet() {
             connection.queued = true;
             self.turns.push_back(id);
+        }
+    }
+
+    /// Has the guest told of a reset.
+    fn reset(&mut self, reset: Header) {
+        if self.resets.len() < MAX_RESETS {
+            self.resets.push_back(reset);
         }
     }
 
@@ -361,7 +365,7 @@ impl Streams {
     /// Answers a packet with a reset, unless it is one.
     fn refuse(&mut self, packet: &Header) {
         if packet.op != Op::Reset {
-            self.resets.push_back(Header {
+            self.reset(Header {
                 src_cid: packet.dst_cid,
                 dst_cid: packet.src_cid,
                 src_port: packet.dst_port,
