@@ -19,6 +19,7 @@
 //! | `verity` | shape of the hash tree and its superblock |
 //! | `xts` | AES-256-XTS over sectors |
 //! | `luks2` | writes the header, and reads a hostile one |
+//! | `write` | writes for all threads, one at a time |
 //! | `build` | the pipeline that joins them |
 //! | `verify` | decrypts a finished image and recomputes its hash tree |
 //! | `cache` | finished images by identity of their source |
@@ -38,6 +39,7 @@ pub mod luks2;
 mod tree;
 mod verify;
 mod verity;
+mod write;
 mod xts;
 
 use std::fs::File;
