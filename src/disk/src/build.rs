@@ -235,15 +235,15 @@ impl Job<'_> {
         let mut buffer = self.sink.writer.buffer();
         buffer.resize(len, 0);
         self.plan.fill(first, &mut buffer, reader)?;
-        // Block by block: what is hashed lies in the first-level cache when it is encrypted.
-        let leaves: Vec<Hash> = (first..)
-            .zip(buffer.chunks_exact_mut(BLOCK))
-            .map(|(number, block)| {
-                let hash = self.hasher.hash(block);
-                self.sink.encrypt(number, block);
-                hash
-            })
-            .collect();
+        let mut leaves = Vec::with_capacity(PART_BLOCKS);
+        // Two by two: what has been hashed lies in the first-level cache when it is encrypted.
+        for (pair, number) in buffer.chunks_mut(2 * BLOCK).zip((first..).step_by(2)) {
+            match pair.as_chunks().0 {
+                [a, b] => leaves.extend(self.hasher.hash_two([a, b])),
+                _ => leaves.push(self.hasher.hash(pair)),
+            }
+            self.sink.encrypt(number, pair);
+        }
         self.sink.write(first, buffer)?;
         match self.geometry.levels.first() {
             None => Ok(leaves),

@@ -16,7 +16,7 @@
 //! |---|---|
 //! | `tree` | walks a directory: metadata only, sorted, never follows a symlink, never leaves the mount |
 //! | `erofs` | fixes the place of every byte of the file system before any file is read |
-//! | `verity` | shape of the hash tree and its superblock |
+//! | `verity` | hashes of blocks, shape of the hash tree and its superblock |
 //! | `xts` | AES-256-XTS over sectors |
 //! | `luks2` | writes the header, and reads a hostile one |
 //! | `write` | writes for all threads, one at a time |

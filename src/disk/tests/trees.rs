@@ -120,7 +120,7 @@ fn a_tree_that_threads_help_to_scan() {
         std::os::unix::fs::symlink(number.to_string(), directory.join("link")).expect("a link");
         let value = (number % 3).to_string();
         rustix::fs::setxattr(
-            &directory.join("1"),
+            directory.join("1"),
             "user.n",
             value.as_bytes(),
             XattrFlags::empty(),
