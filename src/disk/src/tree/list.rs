@@ -229,6 +229,8 @@ struct State {
     /// Files in `answers`.
     files: usize,
     next: Ticket,
+    /// The answer that the walk waits for: no other wakes it.
+    awaited: Option<Ticket>,
     closed: bool,
 }
 
@@ -254,8 +256,10 @@ impl Desk {
         loop {
             if let Some(answer) = state.answers.remove(&ticket) {
                 state.files -= files(&answer);
+                state.awaited = None;
                 return answer;
             }
+            state.awaited = Some(ticket);
             state = self.answered.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -274,7 +278,9 @@ impl Desk {
             state = self.lock();
             state.files += files(&answer);
             state.answers.insert(ticket, answer);
-            self.answered.notify_one();
+            if state.awaited == Some(ticket) {
+                self.answered.notify_one();
+            }
         }
     }
 
