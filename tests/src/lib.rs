@@ -6,6 +6,7 @@
 //!   cwrun    the runtime with a state directory of its own; sees to it that nothing is left behind
 //!   host     what the host holds that a container could leave: processes, mounts, cgroups, devices, files
 //!   process  running a program with a deadline
+//!   tree     random trees with every kind of entry, and a listing of all there is to see
 //!   pattern  reproducible bytes, and random choices that can be repeated
 //! ```
 //!
@@ -18,6 +19,7 @@ pub mod cwrun;
 pub mod host;
 pub mod pattern;
 pub mod process;
+pub mod tree;
 
 pub use bed::bed;
 pub use bundle::Bundle;

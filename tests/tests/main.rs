@@ -3,8 +3,11 @@
 mod crash;
 mod errors;
 mod guest;
+mod layers;
 mod lifecycle;
+mod mkcw;
 mod podman;
+mod scratch;
 mod secrecy;
 mod streams;
 mod tamper;

@@ -199,6 +199,36 @@ pub enum Disk {
     Build(DiskBuild),
     /// Say what a disk image is
     Inspect(DiskInspect),
+    /// Examine and clear the cache of converted root file systems
+    #[command(subcommand)]
+    Cache(DiskCache),
+}
+
+/// `disk cache`
+#[derive(Debug, Subcommand)]
+pub enum DiskCache {
+    /// List what is in the cache, the last used first
+    List(DiskCacheList),
+    /// Remove what no container uses
+    Prune(DiskCachePrune),
+    /// Read everything in the cache, and remove what is damaged or no longer what its source is
+    Verify,
+}
+
+/// `disk cache list`
+#[derive(Debug, Args)]
+pub struct DiskCacheList {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `disk cache prune`
+#[derive(Debug, Args)]
+pub struct DiskCachePrune {
+    /// Keep the most recently used disks up to this size, such as 10GiB
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = crate::bundle::sizing::parse_size_argument)]
+    pub keep: u64,
 }
 
 /// `disk build`

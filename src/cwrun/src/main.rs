@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   cli ──► commands ──► bundle    config.json, split in two
-//!                    ──► root_disk the encrypted disk (crate disk)
+//!                    ──► root_disk the encrypted disk (crate disk), layer by layer (overlay)
 //!                    ──► launch    namespaces, cgroup, hooks, confinement
 //!                    ──► machine   the VMM process: boots (crate vmm) and serves the guest
 //!                    ──► state     what is known between commands
@@ -20,6 +20,8 @@ mod kvm;
 mod launch;
 mod logging;
 mod machine;
+mod mkcw_disk;
+mod overlay;
 mod root_disk;
 mod signal;
 mod signal_fd;

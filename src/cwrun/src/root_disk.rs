@@ -1,44 +1,167 @@
-//! The container's disks: the converted root file system from the cache, and the scratch file.
+//! The container's disks: the converted root file system, and the scratch file.
+//!
+//! ```text
+//!   disk of mkcw ────────────────────────► as it is
+//!   overlay mount ──┬─ lower directories ─► cache, one image for each, shared by all containers that have it
+//!                   └─ upper directory ───► an image of this container's own, with no name
+//!   anything else ──────────────────────► cache, one image, found again by a look at every file
+//! ```
 
+use crate::bundle::Bundle;
+use crate::mkcw_disk;
+use crate::overlay::Overlay;
 use anyhow::{Context, Result};
+use disk::cache::{Cache, Entry};
+use disk::{LayerDir, Markers, Options, Tree, Unlock};
 use rustix::fs::{Mode, OFlags};
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use workload::{Crypt, Hex, Layer, Scratch, Verity, VolumeKey};
+use workload::protocol::Keys;
+use workload::{Crypt, Hex, Layer, RootFs, Scratch, Verity, VolumeKey, Workload};
 
 /// Size of the cache, in bytes, above which the least recently used disks are removed.
 const CACHE_LIMIT: u64 = 32 << 30;
 
-/// A converted root file system.
+/// Room behind the writable layer's data for what keeps it from being changed: 32 bytes of tag for each 4096, and a superblock.
+/// Generous, as the file is sparse.
+const TAGS_PER: u64 = 64;
+const TAGS_FIXED: u64 = 32 << 20;
+
+/// A root file system, encrypted.
 pub struct RootDisk {
-    /// The encrypted image.
-    pub image: File,
-    /// Its volume key.
-    pub key: VolumeKey,
-    /// What the guest needs to know of it.
-    pub layer: Layer,
+    /// Images, the lowest layer first. End to end they are the guest's first disk.
+    pub images: Vec<File>,
+    /// What opens them.
+    pub keys: Keys,
+    /// What the guest needs to know of them.
+    pub root: RootFs,
 }
 
-/// The disk for this root file system: from the cache, or converted now.
-pub fn obtain(rootfs: &Path) -> Result<RootDisk> {
-    let context = || format!("root file system {}", rootfs.display());
-    let cache = open_cache()?;
-    let tree = disk::Tree::scan(rootfs).with_context(context)?;
-    let entry = cache
-        .get_or_build(&tree, &disk::Options::default())
-        .with_context(context)?;
+/// Converted layers.
+#[derive(Default)]
+struct Stack {
+    images: Vec<File>,
+    keys: Vec<VolumeKey>,
+    layers: Vec<Layer>,
+}
+
+impl From<Stack> for RootDisk {
+    fn from(stack: Stack) -> Self {
+        Self {
+            images: stack.images,
+            keys: Keys::Layers { keys: stack.keys },
+            root: RootFs::Layers { layers: stack.layers },
+        }
+    }
+}
+
+impl Stack {
+    fn push(&mut self, image: File, key: &disk::VolumeKey, layout: &disk::Layout) {
+        let end = self
+            .layers
+            .last()
+            .map_or(0, |layer| layer.crypt.offset + layer.crypt.length);
+        self.images.push(image);
+        self.keys.push(VolumeKey::from_bytes(*key.as_bytes()));
+        self.layers.push(Layer {
+            crypt: Crypt {
+                offset: end + layout.payload_offset,
+                length: layout.payload_bytes,
+                sector_size: layout.sector_size,
+            },
+            verity: Verity {
+                data_blocks: layout.data_blocks,
+                hash_start_block: layout.hash_tree_offset / 4096,
+                salt: Hex(layout.salt),
+                root_hash: Hex(layout.root_hash),
+            },
+        });
+    }
+
+    fn push_entry(&mut self, entry: Entry) {
+        self.push(entry.image, &entry.key, &entry.layout);
+    }
+}
+
+/// The disk for the root file system of this bundle: its own, from the cache, or converted now.
+pub fn obtain(bundle: &Bundle) -> Result<RootDisk> {
+    let rootfs = &bundle.rootfs;
+    let disk = || {
+        if let Some(disk) = mkcw_disk::find(rootfs)? {
+            let passphrase = mkcw_disk::passphrase(bundle.annotation(mkcw_disk::PASSPHRASE_FILE))?;
+            return Ok(RootDisk {
+                images: vec![disk],
+                keys: Keys::Passphrase { passphrase },
+                root: RootFs::Mkcw,
+            });
+        }
+        let stacked = match Overlay::mounted_on(rootfs)? {
+            Some(overlay) => stack(&overlay)?,
+            None => None,
+        };
+        stacked.map_or_else(|| whole(rootfs), Ok).map(RootDisk::from)
+    };
+    disk().with_context(|| format!("root file system {}", rootfs.display()))
+}
+
+/// The root file system as it shows.
+fn whole(rootfs: &Path) -> Result<Stack> {
+    let tree = Tree::scan_as(rootfs, Markers::Shown)?;
+    let entry = open_cache()?.get_or_build(&tree, &Options::default())?;
     tracing::debug!(
         cached = entry.cached,
         "root disk of {} bytes",
         entry.layout.payload_bytes
     );
-    let key = VolumeKey::from_bytes(*entry.key.as_bytes());
-    Ok(RootDisk {
-        layer: layer(&entry.layout),
-        image: entry.image,
-        key,
-    })
+    let mut disk = Stack::default();
+    disk.push_entry(entry);
+    Ok(disk)
+}
+
+/// The layers of an overlay, unless a guest could not stack them as the host does.
+fn stack(overlay: &Overlay) -> Result<Option<Stack>> {
+    let mut layers = Vec::with_capacity(overlay.layers.len());
+    for path in &overlay.layers {
+        match LayerDir::examine(path, overlay.user)? {
+            Some(layer) => layers.push(layer),
+            None => return Ok(None),
+        }
+    }
+    if layers.len() + usize::from(overlay.upper.is_some()) > Workload::MAX_LAYERS {
+        return Ok(None);
+    }
+    match stack_layers(overlay, &layers) {
+        Ok(disk) => Ok(Some(disk)),
+        Err(error) if matches!(error.downcast_ref(), Some(disk::Error::Marker { .. })) => {
+            tracing::debug!("the root file system is converted as a whole: {error:#}");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn stack_layers(overlay: &Overlay, layers: &[LayerDir]) -> Result<Stack> {
+    let (cache, options) = (open_cache()?, Options::default());
+    let mut disk = Stack::default();
+    for layer in layers {
+        let entry = cache.get_or_build_layer(layer, &options)?;
+        tracing::debug!(
+            cached = entry.cached,
+            "layer {} of {} bytes",
+            layer.path().display(),
+            entry.layout.payload_bytes
+        );
+        disk.push_entry(entry);
+    }
+    if let Some(upper) = &overlay.upper {
+        // Even without a file in it: the attributes of `/` are those of this directory.
+        let tree = Tree::scan_as(upper, Markers::Layer { user: overlay.user })?;
+        let (image, unlock) = (unnamed_file()?, Unlock::generate()?);
+        let layout = tree.build(&image, &unlock, &options)?.layout;
+        disk.push(image, unlock.volume_key(), &layout);
+    }
+    Ok(disk)
 }
 
 /// Removes what a conversion left that was killed.
@@ -46,52 +169,36 @@ pub fn tidy() -> Result<()> {
     Ok(open_cache()?.tidy()?)
 }
 
-fn open_cache() -> Result<disk::cache::Cache> {
+/// The disk cache.
+pub fn open_cache() -> Result<Cache> {
     let dir = cache_dir()?;
     DirBuilder::new()
         .recursive(true)
         .create(&dir)
         .with_context(|| format!("cache directory {}", dir.display()))?;
-    Ok(disk::cache::Cache::open(&dir.join("disks"), CACHE_LIMIT)?)
+    Ok(Cache::open(&dir.join("disks"), CACHE_LIMIT)?)
 }
 
-fn layer(layout: &disk::Layout) -> Layer {
-    Layer {
-        crypt: Crypt {
-            offset: layout.payload_offset,
-            length: layout.payload_bytes,
-            sector_size: layout.sector_size,
-        },
-        verity: Verity {
-            data_blocks: layout.data_blocks,
-            hash_start_block: layout.hash_tree_offset / 4096,
-            salt: Hex(layout.salt),
-            root_hash: Hex(layout.root_hash),
-        },
-    }
-}
-
-/// A sparse file for the writable layer. It has no name, so it goes when the VMM does, however that ends.
+/// A sparse file for the writable layer.
 pub fn scratch(scratch: &Scratch) -> Result<Option<File>> {
     let Scratch::Disk { bytes } = scratch else {
         return Ok(None);
     };
-    let dir = cache_dir()?.join("scratch");
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&dir)
-        .with_context(|| dir.display().to_string())?;
-    let context = || format!("scratch file in {}", dir.display());
-    let file: File = rustix::fs::open(
-        &dir,
-        OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC,
-        Mode::RUSR | Mode::WUSR,
-    )
-    .with_context(context)?
-    .into();
-    file.set_len(*bytes).with_context(context)?;
+    let file = unnamed_file()?;
+    file.set_len(bytes + bytes / TAGS_PER + TAGS_FIXED)
+        .context("scratch file")?;
     Ok(Some(file))
+}
+
+/// A file of one container. It has no name, so it goes when the VMM does, however that ends.
+fn unnamed_file() -> Result<File> {
+    let dir = cache_dir()?.join("scratch");
+    let open = || -> std::io::Result<File> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        Ok(rustix::fs::open(&dir, flags, Mode::RUSR | Mode::WUSR)?.into())
+    };
+    open().with_context(|| format!("scratch file in {}", dir.display()))
 }
 
 /// `CWRUN_CACHE_DIR`, or the default for this user.

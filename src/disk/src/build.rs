@@ -18,13 +18,13 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
+use luks::Xts;
 use sha2::{Digest, Sha256};
 
 use crate::erofs::Plan;
 use crate::tree::{Reader, Tree};
 use crate::verity::{self, Geometry, HASHES_PER_BLOCK, Hash, Hasher};
 use crate::write::Writer;
-use crate::xts::Xts;
 use crate::{BLOCK, Error, Layout, Unlock, luks2, widen};
 
 /// Blocks in one part of the image: their hashes fill a hash block.
@@ -95,7 +95,7 @@ pub(crate) fn build(
     let sink = Sink {
         // A hash block follows each part.
         writer: Writer::new(image, 2 * WAITING_PARTS),
-        xts: Xts::new(unlock.volume_key()),
+        xts: Xts::new(unlock.volume_key().as_bytes()),
         payload_offset: layout.payload_offset,
     };
     let job = Job {

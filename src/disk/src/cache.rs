@@ -5,7 +5,7 @@
 //!     <identity>/               complete, or not there: it arrives by one rename
 //!       image                   ciphertext; its users hold a shared flock on it
 //!       key                     64 bytes, mode 0600
-//!       record.json             layout, and in which boot of the machine it was written
+//!       record.json             layout, what it was made from, and in which boot of the machine it was written
 //!     <identity>.tmp/           being made or removed, by whoever holds the lock
 //!     <identity>.lock           exclusive flock: one process at a time makes, opens or removes an entry
 //! ```
@@ -27,7 +27,7 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::{Error, Layout, Options, Tree, Unlock, VolumeKey, hex, verify};
+use crate::{Error, LayerDir, Layout, Markers, Options, Tree, Unlock, VolumeKey, hex, verify};
 use lock::Lock;
 
 /// A directory of finished images.
@@ -49,12 +49,45 @@ pub struct Entry {
     pub cached: bool,
 }
 
+/// An entry, as [`Cache::list`] shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// 64 hexadecimal digits.
+    pub identity: String,
+    /// The directory that it was made from.
+    pub source: PathBuf,
+    /// Disk space that it takes, in bytes.
+    pub bytes: u64,
+    /// When it was last used.
+    pub used: SystemTime,
+    /// Whether some process has it open.
+    pub busy: bool,
+}
+
+/// What [`Cache::verify`] found out about an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Every block is what it was, and so is the source, or it is gone.
+    Good,
+    /// The image is not what its root hash promises, or files are missing. It has been removed.
+    Damaged,
+    /// The source was changed under its identity. The entry has been removed.
+    Outdated,
+}
+
 /// The file `record.json`.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Record {
     /// The kernel's boot id when the entry was written or last verified.
     boot: String,
+    /// The directory that the entry was made from.
+    source: PathBuf,
+    /// How it was read.
+    markers: Markers,
+    /// [`Tree::identity`] of what was read.
+    #[serde(with = "hex")]
+    content: [u8; 32],
     layout: Layout,
 }
 
@@ -95,16 +128,31 @@ impl Cache {
     /// # Errors
     /// [`Error::Cache`], and any error of a conversion; then the cache is as before.
     pub fn get_or_build(&self, tree: &Tree, options: &Options<'_>) -> Result<Entry, Error> {
-        let name = hex::encode(&tree.identity());
-        let slot = self.slot(&name);
+        self.get_or(&tree.identity(), |slot| slot.make(tree, options))
+    }
+
+    /// The image of a layer, likewise. The layer is read only where a conversion is needed.
+    ///
+    /// # Errors
+    /// Those of [`get_or_build`](Self::get_or_build), and [`Error::Marker`] for a layer that can't be stacked in a guest.
+    pub fn get_or_build_layer(&self, layer: &LayerDir, options: &Options<'_>) -> Result<Entry, Error> {
+        self.get_or(&layer.identity(), |slot| slot.make(&layer.scan()?, options))
+    }
+
+    fn get_or(
+        &self,
+        identity: &[u8; 32],
+        make: impl FnOnce(&Slot) -> Result<Entry, Error>,
+    ) -> Result<Entry, Error> {
+        let slot = self.slot(&hex::encode(identity));
         let lock = Lock::wait(&slot.lock)?;
-        let entry = match slot.load()? {
-            Some(entry) => entry,
-            None => slot.make(tree, options)?,
-        };
+        if let Some(entry) = slot.load()? {
+            return Ok(entry);
+        }
+        let entry = make(&slot)?;
         drop(lock);
-        if let Err(error) = self.sweep(Some(&name)) {
-            // The caller has what it asked for; the next one tries again.
+        // The new entry is in use: it stays. What this fails at, the next conversion tries again.
+        if let Err(error) = self.tidy() {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "cannot tidy up the disk cache"
@@ -113,12 +161,105 @@ impl Cache {
         Ok(entry)
     }
 
-    /// Removes what dead processes left behind, and entries beyond the limit. [`Cache::get_or_build`] does so by itself.
+    /// Removes what dead processes left behind, and entries beyond the limit. Conversions do so by themselves.
     ///
     /// # Errors
     /// [`Error::Cache`].
     pub fn tidy(&self) -> Result<(), Error> {
-        self.sweep(None)
+        self.prune(self.limit).map(drop)
+    }
+
+    /// Removes what dead processes left behind, then entries that nobody uses, the least recently used first, until at most
+    /// `limit` bytes are left. Returns how many bytes became free.
+    ///
+    /// # Errors
+    /// [`Error::Cache`].
+    pub fn prune(&self, limit: u64) -> Result<u64, Error> {
+        let mut entries = Vec::new();
+        for (item, name) in self.items()? {
+            let slot = self.slot(&name);
+            if item == name {
+                entries.extend(slot.usage()?.map(|(used, bytes)| (used, bytes, slot)));
+            } else if item.ends_with(".tmp") || item.ends_with(".lock") && !slot.entry.exists() {
+                slot.remove_if_idle()?;
+            }
+        }
+        entries.sort_unstable_by_key(|(used, ..)| *used);
+        let mut total = entries
+            .iter()
+            .fold(0u64, |total, (_, bytes, _)| total.saturating_add(*bytes));
+        let mut freed = 0;
+        for (_, bytes, slot) in entries {
+            if total <= limit {
+                break;
+            }
+            if slot.remove_if_idle()? {
+                total = total.saturating_sub(bytes);
+                freed += bytes;
+            }
+        }
+        Ok(freed)
+    }
+
+    /// All entries, the most recently used first.
+    ///
+    /// # Errors
+    /// [`Error::Cache`].
+    pub fn list(&self) -> Result<Vec<Listed>, Error> {
+        let mut list = Vec::new();
+        for (_, name) in self.items()?.into_iter().filter(|(item, name)| item == name) {
+            let slot = self.slot(&name);
+            // What is made or removed meanwhile is not there.
+            let Some((used, bytes)) = slot.usage()? else {
+                continue;
+            };
+            list.push(Listed {
+                source: slot.record().map_or_else(PathBuf::new, |record| record.source),
+                busy: slot.is_busy(),
+                identity: name,
+                bytes,
+                used,
+            });
+        }
+        list.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.used));
+        Ok(list)
+    }
+
+    /// Reads every entry in full, and looks at every file that a layer was made from. Entries that are not good are removed.
+    /// `report` hears of each.
+    ///
+    /// # Errors
+    /// [`Error::Cache`].
+    pub fn verify(&self, mut report: impl FnMut(&Listed, Verdict)) -> Result<(), Error> {
+        for entry in self.list()? {
+            let slot = self.slot(&entry.identity);
+            let _lock = Lock::wait(&slot.lock)?;
+            let verdict = match slot.check() {
+                Ok(verdict) => verdict,
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !slot.entry.exists() => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Verdict::Damaged,
+                Err(error) => return Err(failed("verify", &slot.entry)(error)),
+            };
+            if verdict != Verdict::Good {
+                slot.remove()?;
+            }
+            report(&entry, verdict);
+        }
+        self.tidy()
+    }
+
+    /// What lies in the cache directory, each with the name of the entry that it belongs to.
+    fn items(&self) -> Result<Vec<(String, String)>, Error> {
+        let mut items = Vec::new();
+        for item in fs::read_dir(&self.path).map_err(failed("list", &self.path))? {
+            let item = item.map_err(failed("list", &self.path))?.file_name();
+            let Some(item) = item.to_str() else { continue };
+            let name = item.split('.').next().unwrap_or_default();
+            if hex::decode::<32>(name).is_some() {
+                items.push((item.to_owned(), name.to_owned()));
+            }
+        }
+        Ok(items)
     }
 
     fn slot(&self, name: &str) -> Slot {
@@ -128,42 +269,6 @@ impl Cache {
             temporary: path(".tmp"),
             lock: path(".lock"),
         }
-    }
-
-    /// Removes what dead processes left behind, then entries beyond the limit, but never `keep`.
-    fn sweep(&self, keep: Option<&str>) -> Result<(), Error> {
-        let mut entries = Vec::new();
-        for item in fs::read_dir(&self.path).map_err(failed("list", &self.path))? {
-            let item = item.map_err(failed("list", &self.path))?.file_name();
-            let Some(item) = item.to_str() else { continue };
-            let name = item.split('.').next().unwrap_or_default();
-            if hex::decode::<32>(name).is_none() || Some(name) == keep {
-                continue;
-            }
-            let slot = self.slot(name);
-            if item.ends_with(".tmp") || item.ends_with(".lock") && !slot.entry.exists() {
-                slot.remove_if_idle()?;
-            } else if item == name {
-                entries.extend(slot.usage()?.map(|(used, bytes)| (used, bytes, slot)));
-            }
-        }
-        entries.sort_unstable_by_key(|(used, ..)| *used);
-        let kept = match keep {
-            Some(name) => self.slot(name).usage()?.map_or(0, |(_, bytes)| bytes),
-            None => 0,
-        };
-        let mut total = entries
-            .iter()
-            .fold(kept, |total, (_, bytes, _)| total.saturating_add(*bytes));
-        for (_, bytes, slot) in entries {
-            if total <= self.limit {
-                break;
-            }
-            if slot.remove_if_idle()? {
-                total = total.saturating_sub(bytes);
-            }
-        }
-        Ok(())
     }
 }
 
@@ -200,30 +305,19 @@ impl Slot {
 
     /// Opens the files of the entry; `None` if they make no sense.
     fn read(&self) -> io::Result<Option<Entry>> {
-        let record = fs::read(self.entry.join(RECORD))?;
-        let key = Zeroizing::new(fs::read(self.entry.join(KEY))?);
-        let image = File::open(self.entry.join(IMAGE))?;
-        let (Ok(Record { boot, layout }), Ok(key)) =
-            (serde_json::from_slice(&record), key.as_slice().try_into())
-        else {
+        let Some((record, image, key)) = self.open()? else {
             return Ok(None);
         };
-        let Ok(key) = VolumeKey::from_bytes(key) else {
-            return Ok(None);
-        };
-        if layout.check().is_err() || image.metadata()?.len() != layout.image_bytes() {
-            return Ok(None);
-        }
         let now = boot_id()?;
-        if boot != now {
-            if verify(&image, &key, &layout).is_err() {
+        if record.boot != now {
+            if verify(&image, &key, &record.layout).is_err() {
                 return Ok(None);
             }
             self.write_record(
                 &self.entry,
                 &Record {
                     boot: now,
-                    layout: layout.clone(),
+                    ..record.clone()
                 },
             )?;
         }
@@ -231,9 +325,57 @@ impl Slot {
         Ok(Some(Entry {
             image,
             key,
-            layout,
+            layout: record.layout,
             cached: true,
         }))
+    }
+
+    fn open(&self) -> io::Result<Option<(Record, File, VolumeKey)>> {
+        let record = self.record();
+        let key = Zeroizing::new(fs::read(self.entry.join(KEY))?);
+        let image = File::open(self.entry.join(IMAGE))?;
+        let (Some(record), Ok(key)) = (record, key.as_slice().try_into()) else {
+            return Ok(None);
+        };
+        let Ok(key) = VolumeKey::from_bytes(key) else {
+            return Ok(None);
+        };
+        if record.layout.check().is_err() || image.metadata()?.len() != record.layout.image_bytes() {
+            return Ok(None);
+        }
+        Ok(Some((record, image, key)))
+    }
+
+    fn record(&self) -> Option<Record> {
+        let bytes = fs::read(self.entry.join(RECORD)).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    /// Whether the entry is still what it was, and its source too. The lock is held.
+    fn check(&self) -> io::Result<Verdict> {
+        let Some((record, image, key)) = self.open()? else {
+            return Ok(Verdict::Damaged);
+        };
+        if verify(&image, &key, &record.layout).is_err() {
+            return Ok(Verdict::Damaged);
+        }
+        let Markers::Layer { user } = record.markers else {
+            return Ok(Verdict::Good);
+        };
+        // A source that is gone, or another layer by now, says nothing about this one.
+        let Ok(Some(layer)) = LayerDir::examine(&record.source, user) else {
+            return Ok(Verdict::Good);
+        };
+        let same_directory = self.entry.file_name() == Some(hex::encode(&layer.identity()).as_ref());
+        Ok(match layer.scan() {
+            Ok(tree) if same_directory && tree.identity() != record.content => Verdict::Outdated,
+            _ => Verdict::Good,
+        })
+    }
+
+    fn is_busy(&self) -> bool {
+        let image = File::open(self.entry.join(IMAGE));
+        image.is_ok_and(|image| lock::flock(&image, FlockOperation::NonBlockingLockExclusive).is_err())
     }
 
     /// Converts. The lock is held.
@@ -269,6 +411,9 @@ impl Slot {
         let boot = boot_id().map_err(failed("read the boot id for", directory))?;
         let record = Record {
             boot,
+            source: tree.root_path().to_owned(),
+            markers: tree.markers(),
+            content: tree.identity(),
             layout: layout.clone(),
         };
         self.write_record(directory, &record)
@@ -313,8 +458,7 @@ impl Slot {
         let Some(lock) = Lock::attempt(&self.lock)? else {
             return Ok(false);
         };
-        let image = File::open(self.entry.join(IMAGE)).ok();
-        if image.is_some_and(|image| lock::flock(&image, FlockOperation::NonBlockingLockExclusive).is_err()) {
+        if self.is_busy() {
             return Ok(false);
         }
         self.remove()?;

@@ -35,6 +35,14 @@ pub enum Error {
         /// Length of the value in bytes.
         size: usize,
     },
+    /// A mark of overlayfs that would mean something else in the guest.
+    #[error("{path:?} carries {mark}, which overlayfs takes for a mark of its own")]
+    Marker {
+        /// Full path.
+        path: PathBuf,
+        /// Name of the attribute, or "device number 0:0".
+        mark: String,
+    },
     /// The extended attributes of one file together are too long for EROFS.
     #[error("extended attributes of {path:?} take {size} bytes, more than the 262148 that EROFS can store")]
     XattrTotal {

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use luks::KEY_LEN;
 use rustix::rand::{GetRandomFlags, getrandom};
 use zeroize::Zeroizing;
 
@@ -9,9 +10,6 @@ use crate::Error;
 
 /// The longest key file accepted, in bytes.
 pub const MAX_KEY_FILE: usize = 8192;
-
-/// Length of a volume key in bytes: two AES-256 keys, for data and for tweaks.
-pub(crate) const KEY_LEN: usize = 64;
 
 /// The 512-bit key of an AES-256-XTS disk. Wiped from memory when dropped; never printed: it has no `Debug`.
 #[derive(Clone)]

@@ -17,11 +17,11 @@
 //! | `tree` | walks a directory: metadata only, sorted, never follows a symlink, never leaves the mount |
 //! | `erofs` | fixes the place of every byte of the file system before any file is read |
 //! | `verity` | hashes of blocks, shape of the hash tree and its superblock |
-//! | `xts` | AES-256-XTS over sectors |
 //! | `luks2` | writes the header, and reads a hostile one |
 //! | `write` | writes for all threads, one at a time |
 //! | `build` | the pipeline that joins them |
 //! | `verify` | decrypts a finished image and recomputes its hash tree |
+//! | `layer` | which layer of an overlay a directory is |
 //! | `cache` | finished images by identity of their source |
 //!
 //! The plaintext is a function of the tree alone: names, types, modes, owners, modification times, extended
@@ -34,13 +34,13 @@ mod erofs;
 mod error;
 mod hex;
 mod key;
+mod layer;
 mod layout;
 pub mod luks2;
 mod tree;
 mod verify;
 mod verity;
 mod write;
-mod xts;
 
 use std::fs::File;
 use std::path::Path;
@@ -48,9 +48,10 @@ use std::path::Path;
 pub use build::{Built, Options, Progress};
 pub use error::{Error, HeaderError};
 pub use key::{MAX_KEY_FILE, Unlock, VolumeKey};
+pub use layer::LayerDir;
 pub use layout::Layout;
 pub use luks2::{Inspection, Keyslot, inspect};
-pub use tree::Tree;
+pub use tree::{Markers, Tree};
 pub use verify::verify;
 
 /// Version of everything that shapes an image. Part of every identity, so that a cache never hands out an image in

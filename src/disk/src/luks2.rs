@@ -126,7 +126,7 @@ pub fn inspect(image: &File) -> Result<Inspection, Error> {
 /// [`Error::Header`] as [`inspect`], [`Error::WrongPassphrase`], [`Error::Derive`], [`Error::Image`].
 pub fn unlock(image: &File, passphrase: &[u8]) -> Result<VolumeKey, Error> {
     let (_, metadata) = read(image)?;
-    let mut material = vec![0; keyslot::MATERIAL_LEN];
+    let mut material = vec![0; luks::MATERIAL_LEN];
     read_exact(image, &mut material, metadata::KEYSLOT_OFFSET, "key slot")?;
     keyslot::open(metadata.kdf(), metadata.digest(), passphrase, material)
 }

@@ -216,3 +216,67 @@ fn short_files() {
         assert!(refused(&file).contains("ends inside"));
     }
 }
+
+/// Ten thousand headers whose checksums fit, and whose content is damaged in both copies alike.
+mod mutations {
+    use std::sync::LazyLock;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    static HEADERS: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let mut bytes = vec![0; 2 * HEADER_LEN];
+        image().0.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    });
+
+    /// Bytes of the metadata, which are the ones worth lying about, or any.
+    fn places() -> impl Strategy<Value = usize> {
+        prop_oneof![4 => 4096..5600usize, 1 => 0..HEADER_LEN]
+    }
+
+    fn replacements() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            vec(any::<u8>(), 1..4),
+            vec(0x20..0x7fu8, 1..8),
+            proptest::sample::select(vec![
+                "0",
+                "-1",
+                "4294967295",
+                "1e9",
+                "null",
+                "{",
+                "]",
+                "\"",
+                "[[[["
+            ])
+            .prop_map(|text| text.as_bytes().to_vec()),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn refused_or_within_limits(changes in vec((places(), replacements()), 1..5)) {
+            let mut bytes = HEADERS.clone();
+            for copy in bytes.chunks_exact_mut(HEADER_LEN) {
+                for (at, new) in &changes {
+                    copy.iter_mut().skip(*at).zip(new).for_each(|(byte, new)| *byte = *new);
+                }
+                seal(copy);
+            }
+            let file = tempfile::tempfile().unwrap();
+            file.write_all_at(&bytes, 0).unwrap();
+            file.set_len(Layout::new(100, [1; 32], [2; 32], [3; 16]).image_bytes()).unwrap();
+            if let Ok(inspection) = inspect(&file) {
+                prop_assert_eq!(inspection.cipher, "aes-xts-plain64");
+                prop_assert_eq!(inspection.layout.data_blocks, 100);
+                let slot = &inspection.keyslots[0];
+                prop_assert!(slot.kdf == "pbkdf2" && slot.iterations >= 1000);
+            }
+        }
+    }
+}

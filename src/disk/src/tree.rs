@@ -15,6 +15,7 @@
 
 mod digest;
 mod list;
+mod markers;
 mod open;
 mod scan;
 
@@ -24,6 +25,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+pub use markers::Markers;
 pub(crate) use open::Reader;
 
 use crate::build::{self, Built, Options};
@@ -36,6 +38,8 @@ pub(crate) const ROOT: u32 = 0;
 pub struct Tree {
     /// As the caller named it; for messages.
     path: PathBuf,
+    /// How marks of overlayfs were read.
+    markers: Markers,
     /// The top directory. Every later access starts here, so that renaming it does no harm.
     root: OwnedFd,
     pub(crate) inodes: Vec<Inode>,
@@ -120,7 +124,15 @@ impl Tree {
     /// # Errors
     /// [`Error::Source`] naming what can't be read, [`Error::Changed`], [`Error::XattrValue`], [`Error::TooMany`].
     pub fn scan(path: &Path) -> Result<Self, Error> {
-        scan::scan(path)
+        Self::scan_as(path, Markers::Plain)
+    }
+
+    /// Walks the directory `path`, which overlayfs has left marks in or will find some in.
+    ///
+    /// # Errors
+    /// Those of [`Tree::scan`], and [`Error::Marker`] for a mark that can't be given the meaning asked for.
+    pub fn scan_as(path: &Path, markers: Markers) -> Result<Self, Error> {
+        scan::scan(path, markers)
     }
 
     /// Converts the tree into `image`, an empty regular file open for reading and writing.
@@ -196,6 +208,11 @@ impl Tree {
     /// The full path of a file, by its first name; for messages.
     pub(crate) fn path(&self, inode: u32) -> PathBuf {
         self.path.join(self.relative_path(inode))
+    }
+
+    /// How marks of overlayfs were read.
+    pub(crate) fn markers(&self) -> Markers {
+        self.markers
     }
 
     /// The path of the top directory as the caller named it.

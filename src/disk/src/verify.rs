@@ -7,8 +7,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use luks::Xts;
+
 use crate::verity::{self, Geometry, HASHES_PER_BLOCK, Hash, Hasher};
-use crate::xts::Xts;
 use crate::{BLOCK, Error, Layout, VolumeKey, widen};
 
 /// Checks the payload of `image` against `layout`, which comes from a trusted source. The LUKS2 header is not looked
@@ -34,7 +35,7 @@ pub fn verify(image: &File, key: &VolumeKey, layout: &Layout) -> Result<(), Erro
     }
     let payload = Payload {
         image,
-        xts: Xts::new(key),
+        xts: Xts::new(key.as_bytes()),
         layout,
         hasher: Hasher::new(&layout.salt),
     };

@@ -13,9 +13,13 @@ use crate::failure::{Context as _, Result};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use workload::{Crypt, Verity, VolumeKey};
 use zeroize::Zeroizing;
+
+/// Bytes in an authentication tag: an HMAC-SHA-256.
+const TAG: u64 = 32;
 
 /// Bytes in a sector, the unit of every table.
 pub const SECTOR: u64 = 512;
@@ -78,6 +82,48 @@ impl Target {
         Self {
             kind: "crypt",
             sectors: shape.length / SECTOR,
+            parameters,
+        }
+    }
+
+    /// A part of `source`.
+    pub fn linear(source: &str, bytes: Range<u64>) -> Self {
+        Self {
+            kind: "linear",
+            sectors: (bytes.end - bytes.start) / SECTOR,
+            parameters: Zeroizing::new(format!("{source} {}", bytes.start / SECTOR)),
+        }
+    }
+
+    /// Room for the tags of [`authenticated_crypt`](Self::authenticated_crypt) on `tags`, for the first `bytes` bytes of `source`,
+    /// which stay where they are. No journal (mode `D`): after a crash there is nobody left to read the disk.
+    pub fn integrity(source: &str, tags: &str, bytes: u64) -> Self {
+        Self {
+            kind: "integrity",
+            sectors: bytes / SECTOR,
+            parameters: Zeroizing::new(format!(
+                "{source} 0 {TAG} D 4 meta_device:{tags} block_size:4096 journal_sectors:64 fix_padding"
+            )),
+        }
+    }
+
+    /// AES-256-XTS with an HMAC-SHA-256 over ciphertext and sector number (encrypt-then-MAC, RFC 7366's order), over the
+    /// `bytes` bytes of a device with [`integrity`](Self::integrity). Sectors of 4096 bytes; the key is that of the HMAC, then
+    /// that of the cipher.
+    pub fn authenticated_crypt(source: &str, key: &[u8; 96], bytes: u64) -> Self {
+        let mut parameters = Zeroizing::new(String::with_capacity(512 + 2 * key.len() + source.len()));
+        parameters.push_str("capi:authenc(hmac(sha256),xts(aes))-plain64 ");
+        for byte in key {
+            // Writing to a string can't fail.
+            let _ = write!(parameters, "{byte:02x}");
+        }
+        let _ = write!(
+            parameters,
+            " 0 {source} 0 2 integrity:{TAG}:aead sector_size:4096"
+        );
+        Self {
+            kind: "crypt",
+            sectors: bytes / SECTOR,
             parameters,
         }
     }

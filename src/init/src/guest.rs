@@ -6,19 +6,26 @@
 
 use crate::cgroup::Cgroup;
 use crate::container::Container;
+use crate::container::root::Root;
 use crate::control::Control;
 use crate::dm::Mapper;
 use crate::failure::{Context as _, Failure, Result};
 use crate::process::Process;
 use crate::session::{Session, Sockets};
-use crate::{kmsg, layers, scratch, sys, world};
+use crate::{account, kmsg, layers, scratch, sys, world};
+use mkcw::InnerConfig;
 use rustix::event::{Timespec, poll};
 use rustix::time::{ClockId, clock_gettime, clock_settime};
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 use workload::protocol::{CONTROL, HOST_CID, Outcome, Request, Setup, ToGuest, ToHost, VERSION, stdio};
 use workload::{Environment, Workload};
 
+/// Search path of images that set none, as engines have it.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Longest list of users or groups that is read, in bytes.
+const MAX_ACCOUNTS: u64 = 1 << 20;
 /// How far the guest's clock may be from the host's before it is set.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(5);
 /// How long the host may take to end the guest once nothing is left to do.
@@ -79,24 +86,56 @@ fn set_up(setup: Setup, phases: &mut Phases) -> Result<Prepared> {
         unix_time_ns,
         ..
     } = setup;
-    let workload = Workload::from_bytes(&workload.0).map_err(|error| Failure::other(error.to_string()))?;
+    let mut workload =
+        Workload::from_bytes(&workload.0).map_err(|error| Failure::other(error.to_string()))?;
     environment.check().map_err(Failure::other)?;
     set_clock(Duration::from_nanos(unix_time_ns))?;
     let mapper = Mapper::open()?;
-    let devices = layers::activate(&mapper, &workload.layers, &keys)?;
+    // Side by side: most of both is waiting, for the disk or for the kernel's own threads.
+    let (lower, inner) = thread::scope(|scope| {
+        let scratch = scope.spawn(|| scratch::make(&mapper, &workload.scratch));
+        let lower = layers::activate(&mapper, &workload.root, &keys);
+        phases.end("layers");
+        // A panic there is one here.
+        scratch
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        phases.end("scratch");
+        lower
+    })?;
     // Wiped: the kernel has them now, and the workload's process starts as a copy of this one.
     drop(keys);
-    phases.end("crypt");
-    let lower = layers::mount(&devices)?;
-    phases.end("mount");
-    scratch::make(&mapper, &workload.scratch, workload.layers.len())?;
     scratch::overlay(&lower)?;
-    phases.end("scratch");
+    if let Some(inner) = inner {
+        run_instead(&inner, &mut workload.process)?;
+    }
+    phases.end("overlay");
     let sockets = open_streams(workload.process.terminal)?;
     phases.end("streams");
     let prepared = prepare_process(&workload, &environment, sockets)?;
     phases.end("process");
     Ok(prepared)
+}
+
+/// Puts what a disk says is to run in the place of what the host says.
+fn run_instead(inner: &InnerConfig, process: &mut workload::Process) -> Result<()> {
+    let args: Vec<String> = inner.args().into_iter().map(str::to_owned).collect();
+    if args.is_empty() {
+        return Err(Failure::other("the disk's configuration names no program to run"));
+    }
+    let read = |name: &str| Root::open(world::ROOT)?.read_text(name, MAX_ACCOUNTS);
+    let user = account::look_up(&inner.user, &read("/etc/passwd")?, &read("/etc/group")?)?;
+    process.args = args;
+    process.cwd.clone_from(&inner.working_dir);
+    process.user = workload::User {
+        umask: process.user.umask,
+        ..user
+    };
+    process.env.clone_from(&inner.env);
+    if !process.env.iter().any(|variable| variable.starts_with("PATH=")) {
+        process.env.push(DEFAULT_PATH.to_owned());
+    }
+    Ok(())
 }
 
 fn prepare_process(workload: &Workload, environment: &Environment, sockets: Sockets) -> Result<Prepared> {

@@ -1,30 +1,44 @@
-//! From a disk to a mounted layer: what the Workload says about the disk, and nothing that the disk says about itself.
+//! From the disk to mounted layers: what the Workload says about the disk, and nothing that the disk says about itself.
 //!
 //! ```text
-//!   /dev/vda ── dm-crypt (key) ──► /dev/dm-0 ── dm-verity (root hash) ──► /dev/dm-1 ── EROFS, read-only ──► /l/0
+//!   /dev/vda  ┌─────────┬─────────┬───     all layers lie on one disk, end to end
+//!             │ layer 0 │ layer 1 │ …
+//!             └────┬────┴─────────┴───
+//!                  └─ dm-crypt (key) ─► dm-verity (root hash) ─► EROFS, read-only ─► /l/0
 //! ```
 
 use crate::dm::{Access, Mapper, Target};
 use crate::failure::{Context as _, Failure, Result};
 use crate::mount::NewFs;
-use crate::world;
+use crate::{mkcw_disk, world};
+use mkcw::InnerConfig;
 use rustix::mount::MountAttrFlags;
 use std::fs;
-use workload::{Layer, VolumeKey};
+use workload::protocol::Keys;
+use workload::{Layer, RootFs, VolumeKey};
 
-/// Device node of the `index`-th virtio disk: `/dev/vda`, …, `/dev/vdz`. The Workload's limit on layers keeps it within
-/// the alphabet.
-pub fn disk(index: usize) -> Result<String> {
-    let letter = u8::try_from(index)
-        .ok()
-        .and_then(|index| b'a'.checked_add(index))
-        .filter(u8::is_ascii_lowercase)
-        .ok_or_else(|| Failure::other(format!("disk {index} is more than a guest can have")))?;
-    Ok(format!("/dev/vd{}", char::from(letter)))
+/// The disk with the layers.
+const LAYER_DISK: &str = "/dev/vda";
+/// The disk for the writable layer, where there is one.
+pub const SCRATCH_DISK: &str = "/dev/vdb";
+
+/// The root file system's lower directories, and what the disk says of the process if that is its to say.
+pub type Lower = (Vec<String>, Option<InnerConfig>);
+
+/// Opens and mounts the root file system; returns the mount points, the lowest layer first.
+pub fn activate(mapper: &Mapper, root: &RootFs, keys: &Keys) -> Result<Lower> {
+    match (root, keys) {
+        (RootFs::Layers { layers }, Keys::Layers { keys }) => Ok((stack(mapper, layers, keys)?, None)),
+        (RootFs::Mkcw, Keys::Passphrase { passphrase }) => {
+            let (lower, config) = mkcw_disk::activate(mapper, LAYER_DISK, passphrase)
+                .map_err(|failure| Failure::other(format!("mkcw disk: {failure}")))?;
+            Ok((vec![lower], Some(config)))
+        }
+        _ => Err(Failure::other("the keys are not of the root file system's kind")),
+    }
 }
 
-/// Sets up the mappings of every layer; returns their verified devices in the same order.
-pub fn activate(mapper: &Mapper, layers: &[Layer], keys: &[VolumeKey]) -> Result<Vec<String>> {
+fn stack(mapper: &Mapper, layers: &[Layer], keys: &[VolumeKey]) -> Result<Vec<String>> {
     if layers.len() != keys.len() {
         let (layers, keys) = (layers.len(), keys.len());
         return Err(Failure::other(format!(
@@ -36,42 +50,29 @@ pub fn activate(mapper: &Mapper, layers: &[Layer], keys: &[VolumeKey]) -> Result
         .zip(keys)
         .enumerate()
         .map(|(index, (layer, key))| {
-            let crypt = Target::crypt(&disk(index)?, key, &layer.crypt, &[]);
-            let plain = mapper.activate(&format!("layer{index}-crypt"), &crypt, Access::ReadOnly)?;
-            let verity = Target::verity(&plain, &layer.verity);
-            mapper.activate(&format!("layer{index}"), &verity, Access::ReadOnly)
+            one(mapper, index, layer, key)
+                .map_err(|failure| Failure::other(format!("layer {index}: {failure}")))
         })
         .collect()
 }
 
-/// Mounts the verified devices; returns the mount points in the same order.
-pub fn mount(devices: &[String]) -> Result<Vec<String>> {
-    devices
-        .iter()
-        .enumerate()
-        .map(|(index, device)| {
-            let at = format!("{}/{index}", world::LAYERS);
-            fs::create_dir(&at).context(|| format!("create {at}"))?;
-            NewFs::open("erofs")?
-                .source(device)?
-                .set("ro")?
-                .mount(MountAttrFlags::MOUNT_ATTR_RDONLY)
-                .map_err(|failure| Failure::other(format!("layer {index}: {failure}")))?
-                .attach_at(&at)?;
-            Ok(at)
-        })
-        .collect()
+fn one(mapper: &Mapper, index: usize, layer: &Layer, key: &VolumeKey) -> Result<String> {
+    let crypt = Target::crypt(LAYER_DISK, key, &layer.crypt, &[]);
+    let plain = mapper.activate(&format!("layer{index}-crypt"), &crypt, Access::ReadOnly)?;
+    let verity = Target::verity(&plain, &layer.verity);
+    let verified = mapper.activate(&format!("layer{index}"), &verity, Access::ReadOnly)?;
+    let at = format!("{}/{index}", world::LAYERS);
+    mount(NewFs::open("erofs")?, &verified, &at)?;
+    Ok(at)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn disks_are_named_in_order_and_end_with_the_alphabet() {
-        assert_eq!(disk(0).unwrap(), "/dev/vda");
-        assert_eq!(disk(25).unwrap(), "/dev/vdz");
-        assert!(disk(26).is_err());
-        assert!(disk(usize::MAX).is_err());
-    }
+/// Mounts a layer, read-only, on a directory that it makes.
+pub fn mount(file_system: NewFs, device: &str, at: &str) -> Result<()> {
+    fs::create_dir(at).context(|| format!("create {at}"))?;
+    file_system
+        .source(device)?
+        .set("ro")?
+        .mount(MountAttrFlags::MOUNT_ATTR_RDONLY)?
+        .attach_at(at)
+        .map(drop)
 }

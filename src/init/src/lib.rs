@@ -6,6 +6,8 @@
 //! | `world` | init's own mounts |
 //! | `control` | the stream to the host |
 //! | `dm`, `layers`, `scratch` | disks: encrypted, verified, mounted, written over |
+//! | `mkcw_disk`, `account` | other people's disks, and the users that they name |
+//! | `ext4`, `trim` | the scratch disk's file system, and its free space |
 //! | `mount` | mounting by descriptor |
 //! | `container` | the child's side: namespaces, mounts, devices, user, program |
 //! | `process`, `link`, `cgroup` | the parent's side: the child, what it reports, its group |
@@ -15,19 +17,23 @@
 //! The host is not trusted: what it sends is parsed once, by the `workload` crate, and nothing it says makes init
 //! panic. Every failure reaches it as one sentence; what can't reach it goes to the kernel log, and the guest resets.
 
+mod account;
 mod cgroup;
 mod container;
 mod control;
 mod dm;
+mod ext4;
 mod failure;
 pub mod guest;
 pub mod kmsg;
 mod layers;
 mod link;
+mod mkcw_disk;
 mod mount;
 mod process;
 mod pump;
 mod scratch;
 mod session;
 mod sys;
+mod trim;
 mod world;

@@ -17,7 +17,7 @@ use std::thread::{self, JoinHandle};
 use workload::protocol::{Decoder, encode};
 use workload::{
     Blob, Capabilities, Capability, Crypt, Environment, Filesystem, Hex, InjectedFile, Layer, Mount,
-    MountFlag, Rlimit, Scratch, User, Verity, Workload,
+    MountFlag, Rlimit, RootFs, Scratch, User, Verity, Workload,
 };
 
 /// The host's side of one container.
@@ -268,19 +268,21 @@ fn mount(destination: &str, filesystem: Filesystem, flags: &[MountFlag], options
 fn workload(script: &str) -> Workload {
     Workload {
         version: Workload::VERSION,
-        layers: vec![Layer {
-            crypt: Crypt {
-                offset: 0,
-                length: 8192,
-                sector_size: 4096,
-            },
-            verity: Verity {
-                data_blocks: 1,
-                hash_start_block: 1,
-                salt: Hex([0; 32]),
-                root_hash: Hex([0; 32]),
-            },
-        }],
+        root: RootFs::Layers {
+            layers: vec![Layer {
+                crypt: Crypt {
+                    offset: 0,
+                    length: 8192,
+                    sector_size: 4096,
+                },
+                verity: Verity {
+                    data_blocks: 1,
+                    hash_start_block: 1,
+                    salt: Hex([0; 32]),
+                    root_hash: Hex([0; 32]),
+                },
+            }],
+        },
         scratch: Scratch::Ram { bytes: 1 << 20 },
         readonly_root: false,
         process: workload::Process {

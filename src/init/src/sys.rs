@@ -3,7 +3,9 @@
 
 use rustix::io::Errno;
 use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 /// Result of a system call, as an `io::Error`.
@@ -38,10 +40,56 @@ pub fn set_mount_attributes(mount: impl AsFd, set: u64, recursive: bool) -> io::
     check(result).map(drop)
 }
 
-/// Starts swapping to a device (swapon(2)).
-pub fn swap_on(device: &CStr, flags: i32) -> io::Result<()> {
-    // SAFETY: the path is NUL-terminated; the call touches no memory of ours.
-    check(unsafe { libc::swapon(device.as_ptr(), flags) }.into()).map(drop)
+/// Where the blocks of `file` in the byte range `logical` lie on its disk, in bytes (`FS_IOC_FIEMAP`, linux/fiemap.h). At most 256
+/// stretches; those beyond are left out.
+pub fn extents(file: &File, logical: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+    const COUNT: usize = 256;
+    #[repr(C)]
+    #[derive(Clone, Copy, Default)]
+    struct Extent {
+        logical: u64,
+        physical: u64,
+        length: u64,
+        reserved: [u64; 2],
+        flags: u32,
+        reserved2: [u32; 3],
+    }
+    #[repr(C)]
+    struct Fiemap {
+        start: u64,
+        length: u64,
+        flags: u32,
+        mapped: u32,
+        count: u32,
+        reserved: u32,
+        extents: [Extent; COUNT],
+    }
+    // _IOWR('f', 11, struct fiemap), whose size is counted without extents.
+    const FS_IOC_FIEMAP: libc::c_ulong = 0xc020_660b;
+    let mut map = Box::new(Fiemap {
+        start: logical.start,
+        length: logical.end.saturating_sub(logical.start),
+        flags: 0,
+        mapped: 0,
+        count: COUNT as u32,
+        reserved: 0,
+        extents: [Extent::default(); COUNT],
+    });
+    // SAFETY: the kernel writes the header and at most `count` extents, for which there is room.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP, &raw mut *map) }.into())?;
+    let mapped = (map.mapped as usize).min(COUNT);
+    Ok(map.extents[..mapped]
+        .iter()
+        .map(|extent| extent.physical..extent.physical.saturating_add(extent.length))
+        .collect())
+}
+
+/// Tells `disk` that these bytes are not needed any more (`BLKDISCARD`, linux/fs.h).
+pub fn discard(disk: &File, bytes: &Range<u64>) -> io::Result<()> {
+    const BLKDISCARD: libc::c_ulong = 0x1277;
+    let range = [bytes.start, bytes.end.saturating_sub(bytes.start)];
+    // SAFETY: the kernel reads the two numbers, start and length.
+    check(unsafe { libc::ioctl(disk.as_raw_fd(), BLKDISCARD, range.as_ptr()) }.into()).map(drop)
 }
 
 /// Which side of a [`fork`] this is.
@@ -52,8 +100,8 @@ pub enum Fork {
     Parent(OwnedFd),
 }
 
-/// Makes a copy of this process. Only called while it has a single thread (or, in tests, with a child that stays within
-/// what the C library keeps usable in it).
+/// Makes a copy of this process. Other threads may run: the child stays within what the C library keeps usable in it, its
+/// allocator above all.
 pub fn fork() -> io::Result<Fork> {
     // SAFETY: see above; the C library's fork leaves its allocator usable in the child.
     let pid = check(unsafe { libc::fork() }.into())?;

@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use vmm::{Access, Config, Disk, Running, Vm, Vsock};
 use workload::protocol::{
-    CONTROL, Decoder, FailureKind, GUEST_CID, Outcome, Request, Setup, Status, ToGuest, ToHost, encode, stdio,
+    CONTROL, Decoder, FailureKind, GUEST_CID, Keys, Outcome, Request, Setup, Status, ToGuest, ToHost, encode,
+    stdio,
 };
 use workload::{
-    Blob, Crypt, Environment, Filesystem, Hex, Layer, Mount, MountFlag, Process, Scratch, User, Verity,
-    VolumeKey, Workload,
+    Blob, Crypt, Environment, Filesystem, Hex, Layer, Mount, MountFlag, Process, RootFs, Scratch, User,
+    Verity, VolumeKey, Workload,
 };
 
 const MIB: u64 = 1 << 20;
@@ -83,7 +84,14 @@ struct Machine {
 
 impl Machine {
     fn new(images: Vec<Image>, script: &str) -> Self {
-        let workload = workload(script, images.iter().map(|image| image.layer.clone()).collect());
+        let mut end = 0;
+        let on_disk = |image: &Image| {
+            let mut layer = image.layer.clone();
+            layer.crypt.offset += end;
+            end += image.file.metadata().unwrap().len();
+            layer
+        };
+        let workload = workload(script, images.iter().map(on_disk).collect());
         Self {
             images,
             scratch: None,
@@ -99,19 +107,17 @@ impl Machine {
             sender.send((port, theirs)).ok()?;
             Some(ours)
         };
-        let disk = |file: &File, access, serial: String| Disk {
-            file: file.try_clone().unwrap(),
+        let disk = |files: Vec<&File>, access, serial: &str| Disk {
+            files: files.iter().map(|file| file.try_clone().unwrap()).collect(),
             access,
-            serial,
+            serial: serial.into(),
         };
-        let layers = self.images.iter().enumerate();
-        let mut disks: Vec<_> = layers
-            .map(|(i, image)| disk(&image.file, Access::ReadOnly, format!("layer{i}")))
-            .collect();
+        let layers = self.images.iter().map(|image| &image.file).collect();
+        let mut disks = vec![disk(layers, Access::ReadOnly, "layers")];
         disks.extend(
             self.scratch
                 .iter()
-                .map(|file| disk(file, Access::Scratch, "scratch".into())),
+                .map(|file| disk(vec![file], Access::Scratch, "scratch")),
         );
         let config = Config {
             kvm: File::options().read(true).write(true).open("/dev/kvm").unwrap(),
@@ -148,7 +154,9 @@ impl Machine {
         guest.tell(Request::Setup(Box::new(Setup {
             workload: Blob(self.workload.to_bytes()),
             environment: Environment::default(),
-            keys: self.images.into_iter().map(|image| image.key).collect(),
+            keys: Keys::Layers {
+                keys: self.images.into_iter().map(|image| image.key).collect(),
+            },
             unix_time_ns: std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
             debug: true,
         })));
@@ -273,7 +281,7 @@ fn workload(script: &str, layers: Vec<Layer>) -> Workload {
     use MountFlag::{Nodev, Noexec, Nosuid, Ro};
     Workload {
         version: Workload::VERSION,
-        layers,
+        root: RootFs::Layers { layers },
         scratch: Scratch::Ram { bytes: 64 * MIB },
         readonly_root: false,
         process: Process {

@@ -93,7 +93,7 @@ fn disk(path: &str, access: Access, index: usize) -> io::Result<Disk> {
         .write(access != Access::ReadOnly)
         .open(path)?;
     Ok(Disk {
-        file,
+        files: vec![file],
         access,
         serial: format!("disk{index}"),
     })

@@ -27,11 +27,12 @@ pub struct Config {
     pub console: Option<File>,
 }
 
-/// One virtio block device over a file or block device.
+/// One virtio block device over files or block devices.
 #[derive(Debug)]
 pub struct Disk {
-    /// The backing file. Its length at the start is the disk's capacity: a multiple of 512 bytes.
-    pub file: File,
+    /// The backing files, which lie on the disk one after the other. Their length at the start is the disk's capacity: a
+    /// multiple of 512 bytes.
+    pub files: Vec<File>,
     /// Who may write, and how lasting the writes are.
     pub access: Access,
     /// What the guest reads in `/sys/block/*/serial`: at most 20 bytes of ASCII.

@@ -39,8 +39,23 @@ fn file_offset(offset: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
+/// The first `bytes` bytes of `slices`, or all where there are fewer.
+pub fn first<'m>(slices: &[Slice<'m>], mut bytes: usize) -> Vec<Slice<'m>> {
+    let mut first = Vec::new();
+    for slice in slices {
+        // Cut to the slice's own length, so it exists.
+        let piece = slice.subslice(0, bytes.min(slice.len())).unwrap_or(*slice);
+        first.push(piece);
+        bytes -= piece.len();
+        if bytes == 0 {
+            break;
+        }
+    }
+    first
+}
+
 /// Drops the first `bytes` bytes of `slices`.
-fn advance<'s, 'm>(slices: &'s mut [Slice<'m>], mut bytes: usize) -> &'s mut [Slice<'m>] {
+pub fn advance<'s, 'm>(slices: &'s mut [Slice<'m>], mut bytes: usize) -> &'s mut [Slice<'m>] {
     let mut first = 0;
     for slice in slices.iter_mut() {
         if bytes < slice.len() {
@@ -54,41 +69,35 @@ fn advance<'s, 'm>(slices: &'s mut [Slice<'m>], mut bytes: usize) -> &'s mut [Sl
     slices.get_mut(first..).unwrap_or_default()
 }
 
+/// `preadv` or `pwritev`.
+type Transfer =
+    unsafe extern "C" fn(libc::c_int, *const libc::iovec, libc::c_int, libc::off_t) -> libc::ssize_t;
+
 /// Reads from `offset` of `file` until all of `slices` is filled. Uses up `slices`.
-pub fn read_all_at(file: &File, mut slices: &mut [Slice<'_>], mut offset: u64) -> io::Result<()> {
-    while !slices.is_empty() {
-        let vectors = vectors(slices);
-        // SAFETY: each vector is a piece of guest memory, mapped for as long as the slices' borrow. The guest may see
-        // or change the bytes meanwhile, which is no concern of the kernel's copy. `vectors` outlives the call.
-        let result = unsafe {
-            libc::preadv(
-                file.as_raw_fd(),
-                vectors.as_ptr(),
-                vectors.len() as libc::c_int,
-                file_offset(offset)?,
-            )
-        };
-        match count(result)? {
-            Some(0) if slices.iter().any(|slice| !slice.is_empty()) => {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            Some(bytes) => {
-                offset += bytes as u64;
-                slices = advance(slices, bytes);
-            }
-            None => {}
-        }
-    }
-    Ok(())
+pub fn read_all_at(file: &File, slices: &mut [Slice<'_>], offset: u64) -> io::Result<()> {
+    transfer_all(libc::preadv, file, slices, offset, io::ErrorKind::UnexpectedEof)
 }
 
 /// Writes all of `slices` to `file` from `offset` on. Uses up `slices`.
-pub fn write_all_at(file: &File, mut slices: &mut [Slice<'_>], mut offset: u64) -> io::Result<()> {
+pub fn write_all_at(file: &File, slices: &mut [Slice<'_>], offset: u64) -> io::Result<()> {
+    transfer_all(libc::pwritev, file, slices, offset, io::ErrorKind::WriteZero)
+}
+
+/// Calls until nothing is left; a call that moves nothing is the error `stuck`.
+fn transfer_all(
+    call: Transfer,
+    file: &File,
+    mut slices: &mut [Slice<'_>],
+    mut offset: u64,
+    stuck: io::ErrorKind,
+) -> io::Result<()> {
     while !slices.is_empty() {
         let vectors = vectors(slices);
-        // SAFETY: as in `read_all_at`; the kernel only reads the pieces.
+        // SAFETY: each vector is a piece of guest memory, mapped for as long as the slices' borrow. The guest may see
+        // or change the bytes meanwhile, which is no concern of the kernel's copy. `vectors` outlives the call, which is
+        // one of the two above.
         let result = unsafe {
-            libc::pwritev(
+            call(
                 file.as_raw_fd(),
                 vectors.as_ptr(),
                 vectors.len() as libc::c_int,
@@ -96,9 +105,7 @@ pub fn write_all_at(file: &File, mut slices: &mut [Slice<'_>], mut offset: u64) 
             )
         };
         match count(result)? {
-            Some(0) if slices.iter().any(|slice| !slice.is_empty()) => {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
+            Some(0) if slices.iter().any(|slice| !slice.is_empty()) => return Err(stuck.into()),
             Some(bytes) => {
                 offset += bytes as u64;
                 slices = advance(slices, bytes);
@@ -119,7 +126,7 @@ pub fn receive(socket: &impl AsRawFd, slices: &[Slice<'_>]) -> io::Result<usize>
     loop {
         let mut vectors = vectors(slices);
         let mut message = message(&mut vectors);
-        // SAFETY: as in `read_all_at`; `message` is a valid header without name or control data.
+        // SAFETY: as in `transfer_all`; `message` is a valid header without name or control data.
         let result = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
         if let Some(bytes) = count(result)? {
             return Ok(bytes);

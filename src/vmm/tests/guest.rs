@@ -246,17 +246,17 @@ fn disks_are_read_written_discarded() {
     let full = blocks(&copies[1]);
     let disks = vec![
         Disk {
-            file: first,
+            files: vec![first],
             access: Access::ReadOnly,
             serial: "first".into(),
         },
         Disk {
-            file: second,
+            files: vec![second],
             access: Access::ReadWrite,
             serial: "second".into(),
         },
         Disk {
-            file: third,
+            files: vec![third],
             access: Access::Scratch,
             serial: "third".into(),
         },

@@ -108,6 +108,38 @@ impl<'de> Deserialize<'de> for VolumeKey {
     }
 }
 
+/// What opens a key slot. Wiped when dropped; has no `Debug`.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct Passphrase(Vec<u8>);
+
+impl Passphrase {
+    /// Takes over the bytes, of which there is then no other copy.
+    pub fn from_bytes(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
+    /// The passphrase itself, for deriving a key.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Serialize for Passphrase {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&Zeroizing::new(STANDARD.encode(&self.0)))
+    }
+}
+
+impl<'de> Deserialize<'de> for Passphrase {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Zeroizing::new(String::deserialize(deserializer)?);
+        STANDARD
+            .decode(text.as_bytes())
+            .map(Passphrase)
+            .map_err(|_| D::Error::custom("expected a passphrase in base64"))
+    }
+}
+
 fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     fn digit(c: u8) -> Option<u8> {
         match c {

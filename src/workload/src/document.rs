@@ -21,8 +21,8 @@ pub type Digest = Hex<32>;
 pub struct Workload {
     /// Format of this document, [`Workload::VERSION`].
     pub version: u32,
-    /// The root file system, lowest layer first; `layers[i]` is the guest's disk number `i`. At least one.
-    pub layers: Vec<Layer>,
+    /// The root file system, on the guest's first disk.
+    pub root: RootFs,
     /// Where changes to the root file system go.
     pub scratch: Scratch,
     /// `root.readonly`: the workload sees `/` read-only.
@@ -39,7 +39,21 @@ pub struct Workload {
     pub sysctl: BTreeMap<String, String>,
 }
 
-/// One disk: EROFS under dm-verity under dm-crypt.
+/// What the root file system consists of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, tag = "kind", rename_all = "kebab-case")]
+pub enum RootFs {
+    /// Layers that lie on the disk end to end.
+    Layers {
+        /// The lowest first; at least one.
+        layers: Vec<Layer>,
+    },
+    /// A disk that `buildah mkcw` made. Its own `/.krun_config.json` says what runs in it, in place of `args`, `env`, `cwd` and
+    /// `user` of [`Process`]. The disk is encrypted but nothing in this document vouches for its content.
+    Mkcw,
+}
+
+/// One part of a disk: EROFS under dm-verity under dm-crypt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layer {
@@ -79,7 +93,7 @@ pub struct Verity {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, tag = "kind", rename_all = "kebab-case")]
 pub enum Scratch {
-    /// Guest memory, spilled to one more disk (after the layers) under a key that the guest draws and keeps.
+    /// The guest's second disk, under keys that the guest draws and keeps.
     Disk {
         /// How much the workload may write, in bytes.
         bytes: u64,
@@ -270,11 +284,16 @@ impl Workload {
 
     fn check(&self) -> Result<(), Error> {
         let field = |field, problem| Err(Error::Field { field, problem });
-        if self.layers.is_empty() || self.layers.len() > Self::MAX_LAYERS {
-            return field("layers", "must be between 1 and 24");
+        if let RootFs::Layers { layers } = &self.root {
+            if layers.is_empty() || layers.len() > Self::MAX_LAYERS {
+                return field("root.layers", "must be between 1 and 128");
+            }
+            layers.iter().try_for_each(Layer::check)?;
         }
-        for layer in &self.layers {
-            layer.check()?;
+        if let Scratch::Disk { bytes } = self.scratch
+            && !(Self::MIN_SCRATCH_BYTES..=Self::MAX_SCRATCH_BYTES).contains(&bytes)
+        {
+            return field("scratch", "must be between 4 MiB and 16 TiB");
         }
         let process = &self.process;
         if process.args.first().is_none_or(String::is_empty) {
@@ -303,8 +322,14 @@ impl Workload {
         Ok(())
     }
 
-    /// Upper limit of `layers`: disks are virtio-mmio devices with an interrupt line each.
-    pub const MAX_LAYERS: usize = 24;
+    /// Upper limit of `root.layers`: more than the 127 that Docker allows an image, and far below overlayfs's 500.
+    pub const MAX_LAYERS: usize = 128;
+
+    /// Lower limit of a scratch disk: a file system with something in it.
+    pub const MIN_SCRATCH_BYTES: u64 = 4 << 20;
+
+    /// Upper limit of a scratch disk: what ext4 addresses with 32 bits.
+    pub const MAX_SCRATCH_BYTES: u64 = 1 << 44;
 }
 
 impl Layer {
@@ -317,14 +342,14 @@ impl Layer {
         } = self.crypt;
         if !sector_size.is_power_of_two() || !(512..=4096).contains(&sector_size) {
             return field(
-                "layers.crypt.sector_size",
+                "root.layers.crypt.sector_size",
                 "is not a power of two from 512 to 4096",
             );
         }
         let aligned = |bytes: u64| bytes.is_multiple_of(u64::from(sector_size));
         if !aligned(offset) || !aligned(length) || length == 0 || offset.checked_add(length).is_none() {
             return field(
-                "layers.crypt",
+                "root.layers.crypt",
                 "has an offset or length that is no multiple of the sector size",
             );
         }
@@ -337,7 +362,10 @@ impl Layer {
         // One data block needs no tree: its hash is the root hash, and the tree's place is the end.
         let tree_fits = hash_start_block < blocks || (data_blocks == 1 && hash_start_block == blocks);
         if data_blocks == 0 || data_blocks > hash_start_block || !tree_fits {
-            return field("layers.verity", "has data or hash blocks outside the payload");
+            return field(
+                "root.layers.verity",
+                "has data or hash blocks outside the payload",
+            );
         }
         Ok(())
     }

@@ -3,19 +3,21 @@ use super::*;
 pub(crate) fn sample() -> Workload {
     Workload {
         version: Workload::VERSION,
-        layers: vec![Layer {
-            crypt: Crypt {
-                offset: 1 << 20,
-                length: 100 * 4096,
-                sector_size: 4096,
-            },
-            verity: Verity {
-                data_blocks: 90,
-                hash_start_block: 91,
-                salt: Hex([1; 32]),
-                root_hash: Hex([2; 32]),
-            },
-        }],
+        root: RootFs::Layers {
+            layers: vec![Layer {
+                crypt: Crypt {
+                    offset: 1 << 20,
+                    length: 100 * 4096,
+                    sector_size: 4096,
+                },
+                verity: Verity {
+                    data_blocks: 90,
+                    hash_start_block: 91,
+                    salt: Hex([1; 32]),
+                    root_hash: Hex([2; 32]),
+                },
+            }],
+        },
         scratch: Scratch::Disk { bytes: 1 << 30 },
         readonly_root: false,
         process: Process {
@@ -41,14 +43,18 @@ pub(crate) fn sample() -> Workload {
     }
 }
 
+fn layers(workload: &mut Workload) -> &mut Vec<Layer> {
+    match &mut workload.root {
+        RootFs::Layers { layers } => layers,
+        RootFs::Mkcw => panic!("no layers"),
+    }
+}
+
 #[test]
 fn the_canonical_form_is_sorted_compact_and_stable() {
     let bytes = sample().to_bytes();
     let text = String::from_utf8(bytes.clone()).unwrap();
-    assert!(
-        text.starts_with("{\"layers\":[{\"crypt\":{\"length\":409600,\"offset\":1048576,"),
-        "{text}"
-    );
+    assert!(text.starts_with("{\"mounts\":"), "{text}");
     assert!(text.ends_with("\"version\":1}"), "{text}");
     assert_eq!(Workload::from_bytes(&bytes).unwrap(), sample());
     // A golden digest: a change here changes every container's identity and needs a new version.
@@ -78,14 +84,18 @@ type Spoiled = (&'static str, fn(&mut Workload));
 #[test]
 fn fields_no_honest_host_writes_are_refused() {
     let cases: [Spoiled; 9] = [
-        ("layers", |w| w.layers.clear()),
-        ("layers.crypt.sector_size", |w| {
-            w.layers[0].crypt.sector_size = 4095
+        ("root.layers", |w| layers(w).clear()),
+        ("root.layers.crypt.sector_size", |w| {
+            layers(w)[0].crypt.sector_size = 4095
         }),
-        ("layers.crypt", |w| w.layers[0].crypt.offset = 512),
-        ("layers.crypt", |w| w.layers[0].crypt.offset = u64::MAX - 4095),
-        ("layers.verity", |w| w.layers[0].verity.data_blocks = 92),
-        ("layers.verity", |w| w.layers[0].verity.hash_start_block = 100),
+        ("root.layers.crypt", |w| layers(w)[0].crypt.offset = 512),
+        ("root.layers.crypt", |w| {
+            layers(w)[0].crypt.offset = u64::MAX - 4095
+        }),
+        ("root.layers.verity", |w| layers(w)[0].verity.data_blocks = 92),
+        ("root.layers.verity", |w| {
+            layers(w)[0].verity.hash_start_block = 100
+        }),
         ("process.args", |w| w.process.args.clear()),
         ("process.cwd", |w| w.process.cwd = "tmp".into()),
         ("strings", |w| w.process.env.push("A=\0".into())),
@@ -103,10 +113,10 @@ fn fields_no_honest_host_writes_are_refused() {
 #[test]
 fn a_layer_of_one_block_needs_no_hash_tree() {
     let mut workload = sample();
-    let layer = &mut workload.layers[0];
+    let layer = &mut layers(&mut workload)[0];
     layer.crypt.length = 2 * 4096;
     (layer.verity.data_blocks, layer.verity.hash_start_block) = (1, 2);
     assert!(Workload::from_bytes(&workload.to_bytes()).is_ok());
-    workload.layers[0].verity.hash_start_block = 3;
+    layers(&mut workload)[0].verity.hash_start_block = 3;
     assert!(Workload::from_bytes(&workload.to_bytes()).is_err());
 }

@@ -17,9 +17,10 @@ pub mod document;
 pub mod environment;
 pub mod protocol;
 
-pub use bytes::{Blob, Hex, VolumeKey};
+pub use bytes::{Blob, Hex, Passphrase, VolumeKey};
 pub use capability::{Capabilities, Capability};
 pub use document::{
-    Crypt, Digest, Filesystem, Layer, Mount, MountFlag, Process, Rlimit, Scratch, User, Verity, Workload,
+    Crypt, Digest, Filesystem, Layer, Mount, MountFlag, Process, Rlimit, RootFs, Scratch, User, Verity,
+    Workload,
 };
 pub use environment::{Environment, InjectedFile};

@@ -16,7 +16,7 @@
 //! A message is a `u32` length in little-endian order, then so many bytes of JSON. Both sides read with
 //! [`Decoder`], which refuses a length above [`MAX_MESSAGE`] before it allocates anything.
 
-use crate::{Blob, Environment, VolumeKey};
+use crate::{Blob, Environment, Passphrase, VolumeKey};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::marker::PhantomData;
 use zeroize::{Zeroize as _, Zeroizing};
@@ -95,12 +95,28 @@ pub struct Setup {
     pub workload: Blob,
     /// The engine's per-run values.
     pub environment: Environment,
-    /// Volume keys of the Workload's layers, in their order.
-    pub keys: Vec<VolumeKey>,
+    /// What opens the root file system.
+    pub keys: Keys,
     /// Wall-clock time in nanoseconds since 1970, for a guest without a clock of its own.
     pub unix_time_ns: u64,
     /// Whether `init` writes its own log lines to the kernel log.
     pub debug: bool,
+}
+
+/// What opens a [`RootFs`](crate::RootFs).
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, tag = "kind", rename_all = "kebab-case")]
+pub enum Keys {
+    /// Layers.
+    Layers {
+        /// Their volume keys, in their order.
+        keys: Vec<VolumeKey>,
+    },
+    /// A disk with a LUKS header.
+    Passphrase {
+        /// Of any of its key slots.
+        passphrase: Passphrase,
+    },
 }
 
 /// Guest to host.

@@ -21,7 +21,9 @@ fn a_request_round_trips() {
             id: "c1".into(),
             ..Environment::default()
         },
-        keys: vec![VolumeKey::from_bytes([9; VolumeKey::LEN])],
+        keys: Keys::Layers {
+            keys: vec![VolumeKey::from_bytes([9; VolumeKey::LEN])],
+        },
         unix_time_ns: 5,
         debug: false,
     };
@@ -36,8 +38,11 @@ fn a_request_round_trips() {
     let Request::Setup(setup) = back.request else {
         panic!("not a Setup")
     };
+    let Keys::Layers { keys } = &setup.keys else {
+        panic!("other keys")
+    };
     assert_eq!(
-        (back.id, setup.environment.id.as_str(), setup.keys[0].as_bytes()),
+        (back.id, setup.environment.id.as_str(), keys[0].as_bytes()),
         (1, "c1", &[9; 64])
     );
     assert!(decoder.next_message().unwrap().is_none());

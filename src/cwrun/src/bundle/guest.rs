@@ -6,7 +6,7 @@ use super::sizing::Sizing;
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::{LinuxCapabilities, LinuxDevice, LinuxDeviceType, Process as OciProcess};
 use std::collections::{BTreeMap, BTreeSet};
-use workload::{Capabilities, Capability, Environment, Process, Rlimit, User, Workload};
+use workload::{Capabilities, Capability, Environment, Process, Rlimit, RootFs, User, Workload};
 
 /// Character devices that every guest has: major, minor.
 const GUEST_DEVICES: [(i64, i64); 9] = [
@@ -21,7 +21,7 @@ const GUEST_DEVICES: [(i64, i64); 9] = [
     (10, 229),
 ];
 
-/// Splits off what the guest enforces. The Workload's layers are left empty, for the caller to add once the root file
+/// Splits off what the guest enforces. The Workload's root is left empty, for the caller to fill once the root file
 /// system has been converted: what is wrong with a bundle is found before that.
 pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, Environment)> {
     let spec = &bundle.spec;
@@ -40,7 +40,7 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
     }
     let workload = Workload {
         version: Workload::VERSION,
-        layers: Vec::new(),
+        root: RootFs::Layers { layers: Vec::new() },
         scratch: sizing.scratch.clone(),
         readonly_root: spec
             .root()

@@ -2,7 +2,7 @@
 
 use super::Bundle;
 use anyhow::{Context, Result, ensure};
-use workload::Scratch;
+use workload::{Scratch, Workload};
 
 /// Guest memory when the bundle sets no limit, in MiB.
 const DEFAULT_MEMORY_MIB: u64 = 1024;
@@ -97,8 +97,8 @@ fn scratch(bundle: &Bundle) -> Result<Scratch> {
                 format!("config.json: annotation {KEY}: {text:?} is neither \"ram\" nor a size such as 4GiB")
             })?;
             ensure!(
-                bytes >= 1 << 20,
-                "config.json: annotation {KEY}: {text} is less than 1 MiB"
+                (Workload::MIN_SCRATCH_BYTES..=Workload::MAX_SCRATCH_BYTES).contains(&bytes),
+                "config.json: annotation {KEY}: {text} is not between 4 MiB and 16 TiB"
             );
             Ok(Scratch::Disk { bytes })
         }
@@ -113,6 +113,11 @@ fn number(bundle: &Bundle, key: &str) -> Result<Option<u64>> {
         .parse()
         .with_context(|| format!("config.json: annotation {key}: {text:?} is not a number"))?;
     Ok(Some(value))
+}
+
+/// [`parse_size`] for the command line.
+pub fn parse_size_argument(text: &str) -> Result<u64, String> {
+    parse_size(text).ok_or_else(|| format!("{text:?} is not a size such as 10GiB"))
 }
 
 /// Bytes from a number with an optional binary unit: `512MiB`, `4g`, `1048576`.

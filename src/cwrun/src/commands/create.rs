@@ -113,14 +113,14 @@ fn prepare(
     let kvm = crate::kvm::open()?;
     let files = GuestFiles::open()?;
     let stdio = stdio(workload.process.terminal, args.console_socket.as_deref(), console)?;
-    let disk = phase("convert", || root_disk::obtain(&bundle.rootfs))?;
-    workload.layers.push(disk.layer);
+    let disk = phase("convert", || root_disk::obtain(bundle))?;
+    workload.root = disk.root;
     Ok(Machine {
         kvm,
         kernel: files.kernel,
         initrd: files.initrd,
-        layers: vec![disk.image],
-        keys: vec![disk.key],
+        images: disk.images,
+        keys: disk.keys,
         scratch: root_disk::scratch(&workload.scratch)?,
         workload,
         environment,

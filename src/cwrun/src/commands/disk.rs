@@ -20,6 +20,7 @@ pub fn run(command: &Disk) -> Result<()> {
     match command {
         Disk::Build(args) => build(args),
         Disk::Inspect(args) => inspect(args),
+        Disk::Cache(command) => super::disk_cache::run(command),
     }
 }
 

@@ -4,6 +4,7 @@ pub mod check;
 pub mod create;
 pub mod delete;
 pub mod disk;
+mod disk_cache;
 pub mod features;
 pub mod kill;
 pub mod list;

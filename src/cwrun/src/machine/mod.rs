@@ -21,7 +21,8 @@ use crate::state::StatusFile;
 use std::fs::File;
 use std::os::unix::net::UnixListener;
 use stdio::Stdio;
-use workload::{Environment, VolumeKey, Workload};
+use workload::protocol::Keys;
+use workload::{Environment, Workload};
 
 /// Everything that a VM is made of, opened before the process is confined.
 pub struct Machine {
@@ -31,10 +32,10 @@ pub struct Machine {
     pub kernel: File,
     /// The guest's initrd.
     pub initrd: File,
-    /// Disks of the Workload's layers, in their order.
-    pub layers: Vec<File>,
-    /// Keys of the layers.
-    pub keys: Vec<VolumeKey>,
+    /// Images of the root file system, which lie end to end on the guest's first disk.
+    pub images: Vec<File>,
+    /// What opens them.
+    pub keys: Keys,
     /// The disk behind the writable layer, if it has one.
     pub scratch: Option<File>,
     /// What runs in the guest.

@@ -67,16 +67,11 @@ impl Monitor {
             .collect();
         endpoints.insert(protocol::CONTROL, guest_end);
         let connect = Box::new(move |port| endpoints.remove(&port));
-        let mut disks: Vec<_> = machine
-            .layers
-            .into_iter()
-            .enumerate()
-            .map(|(i, file)| disk(file, Access::ReadOnly, format!("layer{i}")))
-            .collect();
+        let mut disks = vec![disk(machine.images, Access::ReadOnly, "root")];
         disks.extend(
             machine
                 .scratch
-                .map(|file| disk(file, Access::Scratch, "scratch".to_owned())),
+                .map(|file| disk(vec![file], Access::Scratch, "scratch")),
         );
         let config = vmm::Config {
             kvm: machine.kvm,
@@ -429,8 +424,12 @@ impl Monitor {
     }
 }
 
-fn disk(file: std::fs::File, access: Access, serial: String) -> vmm::Disk {
-    vmm::Disk { file, access, serial }
+fn disk(files: Vec<std::fs::File>, access: Access, serial: &str) -> vmm::Disk {
+    vmm::Disk {
+        files,
+        access,
+        serial: serial.to_owned(),
+    }
 }
 
 fn poll(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> Result<()> {

@@ -4,22 +4,17 @@
 //! ```text
 //!   passphrase ─► KDF ─► slot key ─┐
 //!   volume key ─► 4000 stripes ────┴─► AES-256-XTS, 512-byte sectors ─► 256000 bytes
-//!
-//!   stripes s1 … s3999 random; d0 = 0, d(i) = H(d(i-1) ⊕ s(i)); s4000 = d(3999) ⊕ volume key
 //! ```
 
 use argon2::{Algorithm, Argon2, Params, Version};
+use luks::{KEY_LEN, MATERIAL_LEN, Xts};
 use pbkdf2::pbkdf2_hmac;
-use sha2::{Digest as _, Sha256};
+use sha2::Sha256;
 use zeroize::Zeroizing;
 
-use super::metadata::{Base64, Digest, Kdf, STRIPES};
-use crate::key::{KEY_LEN, random};
-use crate::xts::Xts;
+use super::metadata::{Base64, Digest, Kdf};
+use crate::key::random;
 use crate::{Error, Unlock, VolumeKey};
-
-/// Length in bytes of a key slot's material.
-pub(super) const MATERIAL_LEN: usize = STRIPES as usize * KEY_LEN;
 
 /// Sectors of the key slot's area.
 const SECTOR: usize = 512;
@@ -63,7 +58,7 @@ pub(super) fn seal(unlock: &Unlock) -> Result<(Kdf, Vec<u8>), Error> {
     };
     let slot_key = derive(&kdf, passphrase)?;
     let mut material = split(unlock.volume_key())?;
-    Xts::from_key(&slot_key).encrypt(&mut material, 0, SECTOR);
+    Xts::new(&slot_key).encrypt(&mut material, 0, SECTOR);
     Ok((kdf, std::mem::take(&mut *material)))
 }
 
@@ -75,8 +70,8 @@ pub(super) fn open(
     material: Vec<u8>,
 ) -> Result<VolumeKey, Error> {
     let mut material = Zeroizing::new(material);
-    Xts::from_key(&*derive(kdf, passphrase)?).decrypt(&mut material, 0, SECTOR);
-    let key = merge(&material);
+    Xts::new(&*derive(kdf, passphrase)?).decrypt(&mut material, 0, SECTOR);
+    let key = luks::merge(&material);
     if *key_digest(&key, digest.iterations, &digest.salt.0) != digest.digest.0 {
         return Err(Error::WrongPassphrase);
     }
@@ -125,42 +120,12 @@ fn derive(kdf: &Kdf, passphrase: &[u8]) -> Result<SlotKey, Error> {
     Ok(key)
 }
 
-/// Stretches a key over [`MATERIAL_LEN`] bytes; any missing bit of them makes it unknown.
+/// The volume key over [`MATERIAL_LEN`] bytes.
 fn split(key: &VolumeKey) -> Result<Zeroizing<Vec<u8>>, Error> {
     let mut material = Zeroizing::new(vec![0; MATERIAL_LEN]);
-    let (stripes, last) = material.split_at_mut(MATERIAL_LEN - KEY_LEN);
-    random(stripes)?;
-    last.copy_from_slice(&*fold(stripes));
-    xor(last, key.as_bytes());
+    random(&mut material)?;
+    luks::split(key.as_bytes(), &mut material);
     Ok(material)
-}
-
-/// The inverse of [`split`].
-fn merge(material: &[u8]) -> SlotKey {
-    let (stripes, last) = material.split_at(MATERIAL_LEN - KEY_LEN);
-    let mut key = fold(stripes);
-    xor(&mut *key, last);
-    key
-}
-
-/// d(n) over n stripes.
-fn fold(stripes: &[u8]) -> SlotKey {
-    let mut state = Zeroizing::new([0; KEY_LEN]);
-    for stripe in stripes.chunks_exact(KEY_LEN) {
-        xor(&mut *state, stripe);
-        // H: SHA-256 of each half behind its number, big endian.
-        for (number, half) in (0u32..).zip(state.chunks_exact_mut(32)) {
-            let hash = Sha256::new_with_prefix(number.to_be_bytes())
-                .chain_update(&*half)
-                .finalize();
-            half.copy_from_slice(&hash);
-        }
-    }
-    state
-}
-
-fn xor(to: &mut [u8], with: &[u8]) {
-    to.iter_mut().zip(with).for_each(|(to, with)| *to ^= with);
 }
 
 #[cfg(test)]
@@ -171,8 +136,8 @@ mod tests {
     fn splitting_and_merging() {
         let key = VolumeKey::generate().unwrap();
         let mut material = split(&key).unwrap();
-        assert_eq!(*merge(&material), *key.as_bytes());
+        assert_eq!(*luks::merge(&material), *key.as_bytes());
         material[1000] ^= 1;
-        assert_ne!(*merge(&material), *key.as_bytes());
+        assert_ne!(*luks::merge(&material), *key.as_bytes());
     }
 }

@@ -22,7 +22,7 @@ pub(super) const KEYSLOT_OFFSET: u64 = 2 * HEADER_LEN as u64;
 const KEYSLOT_SIZE: u64 = 258_048;
 
 /// Stripes of the anti-forensic splitter; LUKS allows no other number.
-pub(super) const STRIPES: u32 = 4000;
+const STRIPES: u32 = luks::STRIPES as u32;
 
 /// Bounds that a hostile header must not exceed: 1 GiB and a few seconds.
 const MOST_MEMORY_KIB: u32 = 1 << 20;

@@ -15,6 +15,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxTimestamp};
 use rustix::io::Errno;
 
 use super::list::{self, Desk, Failure, File, Found, Listing, Request, Ticket, Xattrs, stat};
+use super::markers::{Attribute, Markers};
 use super::open::steps_to;
 use super::{Entry, Inode, Kind, ROOT, Span, Target, Time, Tree, XattrSet};
 use crate::Error;
@@ -29,7 +30,7 @@ const WORTH_THREADS: usize = 1000;
 const MOST_THREADS: usize = 8;
 
 /// See [`Tree::scan`].
-pub(super) fn scan(path: &Path) -> Result<Tree, Error> {
+pub(super) fn scan(path: &Path, markers: Markers) -> Result<Tree, Error> {
     let source = |action: &'static str| {
         move |errno: Errno| Error::Source {
             action,
@@ -47,6 +48,7 @@ pub(super) fn scan(path: &Path) -> Result<Tree, Error> {
     let stat = stat(root.as_fd(), b"", AtFlags::EMPTY_PATH).map_err(source("examine"))?;
     let tree = Tree {
         path: path.to_owned(),
+        markers,
         root,
         inodes: Vec::new(),
         entries: Vec::new(),
@@ -198,6 +200,10 @@ impl Scan {
             return Ok(Entry { name: span, inode });
         }
         let inode = self.add(kind, &stat, parent, span)?;
+        let whiteout = matches!(kind, Kind::Character { major: 0, minor: 0 });
+        if whiteout && !self.tree.markers.allows_whiteouts() {
+            return Err(self.marker(inode, "device number 0:0"));
+        }
         if covered {
             self.tree.covered.push(inode);
         } else if stat.stx_nlink > 1 && !matches!(kind, Kind::Directory { .. }) {
@@ -297,7 +303,11 @@ impl Scan {
                         size: value.len(),
                     });
                 }
-                Ok(value) => set.push((name.to_vec(), value)),
+                Ok(value) => match self.tree.markers.attribute(name, &value) {
+                    Attribute::Named(name) => set.push((name, value)),
+                    Attribute::Dropped => {}
+                    Attribute::Refused => return Err(self.marker(inode, &String::from_utf8_lossy(name))),
+                },
                 Err(Errno::NODATA) => {
                     return Err(Error::Changed {
                         path: self.tree.path(inode),
@@ -308,6 +318,13 @@ impl Scan {
         }
         set.sort_unstable();
         Ok(set)
+    }
+
+    fn marker(&self, inode: u32, mark: &str) -> Error {
+        Error::Marker {
+            path: self.tree.path(inode),
+            mark: mark.to_owned(),
+        }
     }
 
     /// A directory that was written to while it was listed may lack names that were there all along.

@@ -17,7 +17,7 @@ mod devices;
 mod limits;
 mod mounts;
 mod program;
-mod root;
+pub mod root;
 pub mod terminal;
 mod user;
 

@@ -4,6 +4,8 @@
 use crate::failure::{Context as _, Failure, Result};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, readlinkat, statat};
 use rustix::io::Errno;
+use std::fs::File;
+use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Symbolic links followed for one path, as many as the kernel follows.
@@ -44,6 +46,20 @@ impl Root {
         };
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         openat2(&self.0, relative, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    }
+
+    /// The file at `path` as text; nothing where there is none. Bytes that are no UTF-8 become U+FFFD.
+    pub fn read_text(&self, path: &str, longest: u64) -> Result<String> {
+        let file = match self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK) {
+            Err(Errno::NOENT) => return Ok(String::new()),
+            file => file.context(|| format!("open {path}"))?,
+        };
+        let mut bytes = Vec::new();
+        File::from(file)
+            .take(longest)
+            .read_to_end(&mut bytes)
+            .context(|| format!("read {path}"))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// The directory at `path`, made (0755) with its parents where missing.

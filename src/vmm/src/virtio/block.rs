@@ -1,4 +1,4 @@
-//! The block device (VIRTIO 1.2 §5.2): a disk over a file, with one queue and one thread.
+//! The block device (VIRTIO 1.2 §5.2): a disk over files, with one queue and one thread.
 //!
 //! ```text
 //!   readable: type u32 │ reserved u32 │ sector u64 │ data to write …
@@ -8,16 +8,14 @@
 //! The kernel copies between the file and guest memory directly (`preadv`, `pwritev`). A discard punches a hole, so a
 //! sparse file gets smaller again.
 
-use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use virtio_bindings::virtio_blk as spec;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::backing::Backing;
 use super::queue::{self, Chain, Queue};
 use super::{COMMON_FEATURES, Command, Description, Inbox, Interrupt};
 use crate::config::{Access, Disk};
@@ -42,8 +40,6 @@ const MAX_DISCARD_SECTORS: u32 = 1 << 22;
 const MAX_ZERO_SECTORS: u32 = 1 << 16;
 /// The driver hears of finished requests at least after this many bytes.
 const INTERRUPT_AFTER: u64 = 1 << 20;
-
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Why a disk can't be offered to the guest.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +68,7 @@ pub enum Error {
 /// A disk, ready for its thread.
 #[derive(Debug)]
 pub struct Block {
-    file: File,
+    backing: Backing,
     access: Access,
     sectors: u64,
     id: [u8; ID_BYTES],
@@ -98,7 +94,7 @@ impl Block {
     /// A device over `disk`.
     pub fn new(disk: Disk) -> Result<Block, Error> {
         let Disk {
-            mut file,
+            files,
             access,
             serial,
         } = disk;
@@ -106,11 +102,11 @@ impl Block {
         {
             return Err(Error::Serial(serial));
         }
-        // A block device has no length in its metadata, but an end.
-        let bytes = match file.seek(SeekFrom::End(0)) {
-            Ok(bytes) => bytes,
+        let backing = match Backing::new(files) {
+            Ok(backing) => backing,
             Err(source) => return Err(Error::Size { serial, source }),
         };
+        let bytes = backing.len();
         if !bytes.is_multiple_of(SECTOR) {
             return Err(Error::Unaligned { serial, bytes });
         }
@@ -119,7 +115,7 @@ impl Block {
             .zip(serial.bytes())
             .for_each(|(to, from)| *to = from);
         Ok(Block {
-            file,
+            backing,
             access,
             sectors: bytes / SECTOR,
             id,
@@ -227,20 +223,21 @@ impl Block {
     fn read(&self, chain: &mut Chain<'_>, sector: u64) -> Result<u32, Failure> {
         let bytes = chain.writable.len() as u64;
         let offset = self.offset(sector, bytes)?;
-        crate::sys::read_all_at(&self.file, chain.writable.rest_mut(), offset)?;
+        self.backing.read(chain.writable.rest_mut(), offset, bytes)?;
         // A chain is shorter than 4 GiB.
         Ok(bytes as u32)
     }
 
     fn write(&self, chain: &mut Chain<'_>, sector: u64) -> Result<u32, Failure> {
-        let offset = self.offset(sector, chain.readable.len() as u64)?;
-        crate::sys::write_all_at(&self.file, chain.readable.rest_mut(), offset)?;
+        let bytes = chain.readable.len() as u64;
+        let offset = self.offset(sector, bytes)?;
+        self.backing.write(chain.readable.rest_mut(), offset, bytes)?;
         Ok(0)
     }
 
     fn flush(&self) -> Result<u32, Failure> {
         if self.access == Access::ReadWrite {
-            self.file.sync_data()?;
+            self.backing.sync()?;
         }
         Ok(0)
     }
@@ -251,7 +248,7 @@ impl Block {
         if !bytes.is_multiple_of(SECTOR) || end > self.sectors {
             return Err(Failure::Io);
         }
-        // Below the capacity, which is the file's length.
+        // Below the capacity, which is the files' length.
         Ok(sector * SECTOR)
     }
 
@@ -286,7 +283,7 @@ impl Block {
         if range.bytes > u64::from(MAX_DISCARD_SECTORS) * SECTOR {
             return Err(Failure::Io);
         }
-        Ok(self.allocate(libc::FALLOC_FL_PUNCH_HOLE, range)?)
+        Ok(self.backing.punch(range.offset, range.bytes)?)
     }
 
     fn write_zeroes(&self, range: Range) -> Result<(), Failure> {
@@ -296,48 +293,8 @@ impl Block {
         if range.bytes > u64::from(MAX_ZERO_SECTORS) * SECTOR {
             return Err(Failure::Io);
         }
-        let mode = if range.flags & UNMAP != 0 {
-            libc::FALLOC_FL_PUNCH_HOLE
-        } else {
-            libc::FALLOC_FL_ZERO_RANGE
-        };
-        match self.allocate(mode, range) {
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(self.write_zero_bytes(range)?),
-            other => Ok(other?),
-        }
-    }
-
-    /// `fallocate`, which fails with EOPNOTSUPP where the file system can't do `mode`.
-    fn allocate(&self, mode: libc::c_int, range: Range) -> io::Result<()> {
-        // The call refuses empty ranges, the protocol doesn't.
-        if range.bytes == 0 {
-            return Ok(());
-        }
-        loop {
-            // Offset and length are below the file's length, so they fit an `off_t`.
-            let (offset, bytes) = (range.offset as libc::off_t, range.bytes as libc::off_t);
-            let mode = mode | libc::FALLOC_FL_KEEP_SIZE;
-            // SAFETY: the call takes no pointers, and the descriptor is open.
-            if unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, bytes) } == 0 {
-                return Ok(());
-            }
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
-            }
-        }
-    }
-
-    fn write_zero_bytes(&self, range: Range) -> io::Result<()> {
-        let end = range.offset + range.bytes;
-        let mut at = range.offset;
-        while at < end {
-            let piece = (end - at).min(ZEROS.len() as u64);
-            // Not above the array's length.
-            self.file.write_all_at(&ZEROS[..piece as usize], at)?;
-            at += piece;
-        }
-        Ok(())
+        let unmap = range.flags & UNMAP != 0;
+        Ok(self.backing.zero(range.offset, range.bytes, unmap)?)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Requests as a driver makes them, and as a hostile one does.
 
+use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
 
 use proptest::prelude::*;
@@ -20,7 +22,7 @@ fn disk(access: Access) -> Disk {
     let bytes: Vec<u8> = (0..SECTORS * SECTOR).map(|at| (at / SECTOR) as u8).collect();
     file.write_all_at(&bytes, 0).unwrap();
     Disk {
-        file,
+        files: vec![file],
         access,
         serial: "disk0".into(),
     }
@@ -128,7 +130,7 @@ fn what_lies_off_the_disk_is_an_error() {
         );
     }
     // A file that was cut behind our back.
-    block.file.set_len(512).unwrap();
+    block.backing.only_file().set_len(512).unwrap();
     assert_eq!(request(&block, 0, 3, &[], 512), (1, 1));
 }
 
@@ -140,7 +142,7 @@ fn a_read_only_disk_never_changes() {
         assert_eq!(request(&block, kind, 0, &ranges(&[(0, 8, 0)]), 0), (1, 2));
     }
     let mut first = [9; 512];
-    block.file.read_exact_at(&mut first, 0).unwrap();
+    block.backing.only_file().read_exact_at(&mut first, 0).unwrap();
     assert_eq!(first, [0; 512]);
     assert_eq!(request(&block, 0, 7, &[], 512), (513, 0));
 }
@@ -164,15 +166,18 @@ fn unknown_requests_are_unsupported() {
 #[test]
 fn discarded_sectors_give_their_space_back() {
     let block = block(Access::Scratch);
-    let before = block.file.metadata().unwrap().blocks();
+    let before = block.backing.only_file().metadata().unwrap().blocks();
     assert_eq!(
         request(&block, 11, 0, &ranges(&[(8, 64, 0), (128, 64, 0)]), 0),
         (1, 0)
     );
     assert_eq!(request(&block, 0, 8, &[], 512), (513, 0));
     assert_eq!(answer(512), [0; 512]);
-    assert_eq!(block.file.metadata().unwrap().len(), SECTORS * SECTOR);
-    assert!(block.file.metadata().unwrap().blocks() < before);
+    assert_eq!(
+        block.backing.only_file().metadata().unwrap().len(),
+        SECTORS * SECTOR
+    );
+    assert!(block.backing.only_file().metadata().unwrap().blocks() < before);
     assert_eq!(request(&block, 11, 0, &ranges(&[(0, 0, 0)]), 0), (1, 0));
 }
 
@@ -185,13 +190,7 @@ fn zeroes_are_written_with_and_without_unmap() {
         request(&block, 0, 9, &[], 1536);
         assert_eq!(answer(1536), [[0xaa; 512], [0; 512], [0xaa; 512]].concat());
     }
-    block
-        .write_zero_bytes(Range {
-            offset: 512,
-            bytes: 100 * 1024,
-            flags: 0,
-        })
-        .unwrap();
+    block.backing.write_zeros(512, 100 * 1024);
     request(&block, 0, 0, &[], 512 * 202);
     assert!(answer(512 * 202)[512..201 * 512].iter().all(|&byte| byte == 0));
     assert_eq!(answer(512 * 202)[201 * 512], 201);
@@ -241,7 +240,7 @@ fn disks_that_can_not_be_offered_are_refused() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(len).unwrap();
         Block::new(Disk {
-            file,
+            files: vec![file],
             access: Access::ReadOnly,
             serial: serial.into(),
         })
@@ -318,9 +317,9 @@ proptest! {
     ) {
         let mut disk = disk(Access::ReadOnly);
         let mut before = Vec::new();
-        std::io::Seek::rewind(&mut disk.file).unwrap();
-        disk.file.read_to_end(&mut before).unwrap();
-        let copy = disk.file.try_clone().unwrap();
+        std::io::Seek::rewind(&mut disk.files[0]).unwrap();
+        disk.files[0].read_to_end(&mut before).unwrap();
+        let copy = disk.files[0].try_clone().unwrap();
         let block = Block::new(disk).unwrap();
 
         let mut driver = Driver::new(&memory_once(), BASE, 16);
@@ -336,5 +335,55 @@ proptest! {
         let mut after = vec![0; before.len()];
         copy.read_exact_at(&mut after, 0).unwrap();
         prop_assert!(before == after);
+    }
+}
+
+/// The bytes of [`disk`] in files that end in the middle of requests, one of them empty.
+fn in_parts(access: Access) -> Block {
+    let whole = disk(access).files.remove(0);
+    let cuts = [0, 3 * SECTOR, 3 * SECTOR, 100 * SECTOR + 7, SECTORS * SECTOR];
+    let part = |from: u64, to: u64| {
+        let mut bytes = vec![0; (to - from) as usize];
+        whole.read_exact_at(&mut bytes, from).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&bytes, 0).unwrap();
+        file
+    };
+    Block::new(Disk {
+        files: cuts
+            .windows(2)
+            .map(|cut| part(cut[0], cut[1]))
+            .collect::<Vec<File>>(),
+        access,
+        serial: "parts".into(),
+    })
+    .unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// A disk of several files can't be told from one of a single file.
+    #[test]
+    fn parts_make_one_disk(
+        requests in prop::collection::vec((0..4u32, 0..SECTORS, 1..64u32, any::<u8>()), 1..20),
+    ) {
+        let (one, parts) = (block(Access::ReadWrite), in_parts(Access::ReadWrite));
+        for (kind, sector, count, fill) in requests {
+            let bytes = count as usize * SECTOR as usize;
+            let outcome = |block: &Block| match kind {
+                0 => (request(block, spec::VIRTIO_BLK_T_IN, sector, &[], bytes as u32), answer(bytes)),
+                1 => (request(block, spec::VIRTIO_BLK_T_OUT, sector, &vec![fill; bytes], 0), Vec::new()),
+                2 => (request(block, spec::VIRTIO_BLK_T_DISCARD, 0, &ranges(&[(sector, count, 0)]), 0), Vec::new()),
+                _ => {
+                    let range = ranges(&[(sector, count, u32::from(fill & 1))]);
+                    (request(block, spec::VIRTIO_BLK_T_WRITE_ZEROES, 0, &range, 0), Vec::new())
+                }
+            };
+            let (expected, got) = (outcome(&one), outcome(&parts));
+            prop_assert_eq!(expected.0, got.0);
+            if expected.0.1 == 0 {
+                prop_assert_eq!(expected.1, got.1);
+            }
+        }
     }
 }

@@ -14,6 +14,7 @@
 //! The guest is hostile: whatever it writes to registers, rings, descriptors or buffers, a device may stop working for that
 //! guest ([`Interrupt::fail`]), and nothing else may happen.
 
+mod backing;
 pub mod block;
 pub mod mmio;
 pub mod queue;

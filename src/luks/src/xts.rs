@@ -9,8 +9,10 @@ use aes::Aes256;
 use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
 use zeroize::Zeroizing;
 
-use crate::BLOCK;
-use crate::key::{KEY_LEN, VolumeKey};
+use crate::KEY_LEN;
+
+/// The largest sector of dm-crypt in bytes.
+const MAX_SECTOR: usize = 4096;
 
 /// Length of an AES block in bytes.
 const AES_BLOCK: usize = 16;
@@ -19,19 +21,15 @@ const AES_BLOCK: usize = 16;
 const IV_UNIT: usize = 512;
 
 /// The two AES keys of a disk or key slot, expanded.
-pub(crate) struct Xts {
+pub struct Xts {
     data: Aes256,
     tweak: Aes256,
 }
 
 impl Xts {
-    /// The cipher of a disk.
-    pub(crate) fn new(key: &VolumeKey) -> Self {
-        Self::from_key(key.as_bytes())
-    }
-
-    /// The cipher of a key slot's area.
-    pub(crate) fn from_key(key: &[u8; KEY_LEN]) -> Self {
+    /// The cipher of a disk, or of a key slot's area.
+    #[must_use]
+    pub fn new(key: &[u8; KEY_LEN]) -> Self {
         let (data, tweak) = key.split_at(KEY_LEN / 2);
         // Both halves are 32 bytes, which is the length that AES-256 asks for.
         let cipher = |half: &[u8]| Aes256::new_from_slice(half).expect("half a volume key is an AES-256 key");
@@ -43,14 +41,14 @@ impl Xts {
 
     /// Encrypts whole sectors of `sector_size` bytes (a multiple of 16, at most 4096) in place. `offset` is the
     /// place of the first in bytes from where the vector counts.
-    pub(crate) fn encrypt(&self, data: &mut [u8], offset: u64, sector_size: usize) {
+    pub fn encrypt(&self, data: &mut [u8], offset: u64, sector_size: usize) {
         self.each_sector(data, offset, sector_size, |blocks| {
             self.data.encrypt_blocks(blocks)
         });
     }
 
     /// The inverse of [`encrypt`](Self::encrypt).
-    pub(crate) fn decrypt(&self, data: &mut [u8], offset: u64, sector_size: usize) {
+    pub fn decrypt(&self, data: &mut [u8], offset: u64, sector_size: usize) {
         self.each_sector(data, offset, sector_size, |blocks| {
             self.data.decrypt_blocks(blocks)
         });
@@ -63,8 +61,8 @@ impl Xts {
         sector_size: usize,
         cipher: impl Fn(&mut [aes::Block]),
     ) {
-        debug_assert!(data.len().is_multiple_of(sector_size) && sector_size <= BLOCK);
-        let mut tweaks = Zeroizing::new([0u128; BLOCK / AES_BLOCK]);
+        debug_assert!(data.len().is_multiple_of(sector_size) && sector_size <= MAX_SECTOR);
+        let mut tweaks = Zeroizing::new([0u128; MAX_SECTOR / AES_BLOCK]);
         let tweaks = &mut tweaks[..sector_size / AES_BLOCK];
         for (sector, vector) in data
             .chunks_exact_mut(sector_size)
