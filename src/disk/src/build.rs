@@ -1,20 +1,20 @@
 //! The pipeline: each byte of the source is read once, and only ciphertext is ever written.
 //!
 //! ```text
-//!             ┌─ thread ──────────────────────────────────────────────────────────────┐
-//!   next part │ fill 1 MiB from the plan ─► hash 256 blocks ─► encrypt ─► pwrite      │
-//!   ─────────►│  (metadata, or pread)           │                                      │
-//!             │                                 └► 2 hash blocks ─► encrypt ─► pwrite  │
-//!             └───────────────────────────────────────┬────────────────────────────────┘
-//!                                          hashes of the hash blocks ─► upper levels ─► header
+//!             ┌─ thread ────────────────────────────────────────────────────────────┐
+//!   next part │ fill 512 KiB from the plan ─► each block: hash, encrypt ─► submit  ─┼─► Writer
+//!   ─────────►│  (metadata, or pread)              │                                │    (one thread
+//!             │                                    └► hash block ─► encrypt ─► submit ┼─►   at a time)
+//!             └───────────────────────────────────────┬─────────────────────────────┘
+//!                                           hash of the hash block ─► upper levels ─► header
 //! ```
 //!
-//! Every part has its place from the start, so threads share nothing but a counter, and the bytes do not depend on
-//! their number. Memory: 1 MiB for each thread, and 32 bytes for each 512 KiB of image.
+//! Every part has its place from the start, so threads share nothing but a counter and the queue of the writer, and
+//! the bytes do not depend on their number. Memory: 1 MiB or a little more for each thread, and 32 bytes for each
+//! 512 KiB of image. A part fits in the second-level cache of a core.
 
 use std::fs::File;
 use std::num::NonZeroUsize;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
@@ -24,10 +24,14 @@ use sha2::{Digest, Sha256};
 use crate::erofs::Plan;
 use crate::tree::{Reader, Tree};
 use crate::verity::{self, Geometry, HASHES_PER_BLOCK, Hash, Hasher};
+use crate::write::Writer;
 use crate::{BLOCK, Error, Layout, Unlock, luks2, widen};
 
-/// Blocks in one part of the image: their hashes fill hash blocks without a remainder.
-const PART_BLOCKS: usize = 2 * HASHES_PER_BLOCK;
+/// Blocks in one part of the image: their hashes fill a hash block.
+const PART_BLOCKS: usize = HASHES_PER_BLOCK;
+
+/// Parts that may wait to be written, beside one for each thread.
+const WAITING_PARTS: usize = 4;
 
 /// Longest label in bytes: the EROFS superblock has 16 bytes, the last of them zero.
 const LONGEST_LABEL: usize = 15;
@@ -87,8 +91,10 @@ pub(crate) fn build(
         .set_len(0)
         .and_then(|()| image.set_len(layout.image_bytes()))
         .map_err(failed("set the length of"))?;
+    let threads = threads(options.threads, plan.blocks());
     let sink = Sink {
-        image,
+        // A hash block follows each part.
+        writer: Writer::new(image, 2 * WAITING_PARTS),
         xts: Xts::new(unlock.volume_key().as_bytes()),
         payload_offset: layout.payload_offset,
     };
@@ -104,7 +110,7 @@ pub(crate) fn build(
         failed: AtomicBool::new(false),
         progress: options.progress,
     };
-    let hashes = job.run(threads(options.threads, plan.blocks()))?;
+    let hashes = job.run(threads)?;
     let root_hash = job.finish_tree(hashes)?;
     layout.root_hash = root_hash;
     luks2::write(image, unlock, &layout, options.label)?;
@@ -145,18 +151,21 @@ fn failed(action: &'static str) -> impl Fn(std::io::Error) -> Error {
 
 /// Where plaintext goes in and ciphertext comes out.
 struct Sink<'a> {
-    image: &'a File,
+    writer: Writer<'a>,
     xts: Xts,
     payload_offset: u64,
 }
 
 impl Sink<'_> {
-    /// Encrypts whole blocks in place and writes them to `block` of the payload.
-    fn write(&self, block: u64, data: &mut [u8]) -> Result<(), Error> {
-        let offset = block * widen(BLOCK);
-        self.xts.encrypt(data, offset, BLOCK);
-        self.image
-            .write_all_at(data, self.payload_offset + offset)
+    /// Encrypts whole blocks, which will lie at `block` of the payload, in place.
+    fn encrypt(&self, block: u64, data: &mut [u8]) {
+        self.xts.encrypt(data, block * widen(BLOCK), BLOCK);
+    }
+
+    /// Writes what is encrypted.
+    fn write(&self, block: u64, data: Vec<u8>) -> Result<(), Error> {
+        self.writer
+            .submit(self.payload_offset + block * widen(BLOCK), data)
             .map_err(failed("write"))
     }
 }
@@ -207,7 +216,6 @@ impl Job<'_> {
     /// What one thread does.
     fn parts(&self) -> Result<Vec<PartHashes>, Error> {
         let mut reader = Reader::new(self.tree);
-        let mut buffer = vec![0; PART_BLOCKS * BLOCK];
         let mut hashes = Vec::new();
         while !self.failed.load(Ordering::Relaxed) {
             let part = self.next.fetch_add(1, Ordering::Relaxed);
@@ -216,24 +224,26 @@ impl Job<'_> {
                 break;
             };
             let len = usize::try_from(blocks).map_or(PART_BLOCKS, |blocks| blocks.min(PART_BLOCKS)) * BLOCK;
-            hashes.push((part, self.part(first, &mut buffer[..len], &mut reader)?));
+            hashes.push((part, self.part(first, len, &mut reader)?));
             self.report(len);
         }
         Ok(hashes)
     }
 
-    fn part<'t>(
-        &'t self,
-        first: u64,
-        buffer: &mut [u8],
-        reader: &mut Reader<'t>,
-    ) -> Result<Vec<Hash>, Error> {
-        buffer.fill(0);
-        self.plan.fill(first, buffer, reader)?;
-        let leaves: Vec<Hash> = buffer
-            .chunks_exact(BLOCK)
-            .map(|block| self.hasher.hash(block))
-            .collect();
+    /// Converts `len` bytes from block `first` on.
+    fn part<'t>(&'t self, first: u64, len: usize, reader: &mut Reader<'t>) -> Result<Vec<Hash>, Error> {
+        let mut buffer = self.sink.writer.buffer();
+        buffer.resize(len, 0);
+        self.plan.fill(first, &mut buffer, reader)?;
+        let mut leaves = Vec::with_capacity(PART_BLOCKS);
+        // Two by two: what has been hashed lies in the first-level cache when it is encrypted.
+        for (pair, number) in buffer.chunks_mut(2 * BLOCK).zip((first..).step_by(2)) {
+            match pair.as_chunks().0 {
+                [a, b] => leaves.extend(self.hasher.hash_two([a, b])),
+                _ => leaves.push(self.hasher.hash(pair)),
+            }
+            self.sink.encrypt(number, pair);
+        }
         self.sink.write(first, buffer)?;
         match self.geometry.levels.first() {
             None => Ok(leaves),
@@ -243,15 +253,17 @@ impl Job<'_> {
 
     /// Writes hash blocks with these hashes from `block` of the tree on; returns the hashes of those.
     fn hash_blocks(&self, block: u64, hashes: &[Hash]) -> Result<Vec<Hash>, Error> {
-        let tree = self.layout.hash_tree_offset / widen(BLOCK);
+        let block = self.layout.hash_tree_offset / widen(BLOCK) + block;
         let mut above = Vec::with_capacity(hashes.len().div_ceil(HASHES_PER_BLOCK));
-        let mut data = Vec::with_capacity(hashes.len().next_multiple_of(HASHES_PER_BLOCK) * 32);
+        let mut data = self.sink.writer.buffer();
+        data.clear();
         for group in hashes.chunks(HASHES_PER_BLOCK) {
             let block = verity::hash_block(group);
             above.push(self.hasher.hash(&block));
             data.extend_from_slice(&block);
         }
-        self.sink.write(tree + block, &mut data)?;
+        self.sink.encrypt(block, &mut data);
+        self.sink.write(block, data)?;
         Ok(above)
     }
 
@@ -266,8 +278,9 @@ impl Job<'_> {
             data_blocks,
             ..
         } = self.layout;
-        self.sink
-            .write(*data_blocks, &mut verity::superblock(uuid, salt, *data_blocks))?;
+        let mut superblock = verity::superblock(uuid, salt, *data_blocks).to_vec();
+        self.sink.encrypt(*data_blocks, &mut superblock);
+        self.sink.write(*data_blocks, superblock)?;
         // The top level is one block by construction; without levels there is one data block.
         Ok(hashes[0])
     }

@@ -16,8 +16,9 @@
 //! |---|---|
 //! | `tree` | walks a directory: metadata only, sorted, never follows a symlink, never leaves the mount |
 //! | `erofs` | fixes the place of every byte of the file system before any file is read |
-//! | `verity` | shape of the hash tree and its superblock |
+//! | `verity` | hashes of blocks, shape of the hash tree and its superblock |
 //! | `luks2` | writes the header, and reads a hostile one |
+//! | `write` | writes for all threads, one at a time |
 //! | `build` | the pipeline that joins them |
 //! | `verify` | decrypts a finished image and recomputes its hash tree |
 //! | `layer` | which layer of an overlay a directory is |
@@ -39,6 +40,7 @@ pub mod luks2;
 mod tree;
 mod verify;
 mod verity;
+mod write;
 
 use std::fs::File;
 use std::path::Path;

@@ -14,6 +14,7 @@
 //! likewise. An overlay mount is one mount, whatever device numbers its files report.
 
 mod digest;
+mod list;
 mod markers;
 mod open;
 mod scan;

@@ -19,17 +19,37 @@ pub(crate) type Hash = [u8; 32];
 /// Digests in one hash block.
 pub(crate) const HASHES_PER_BLOCK: usize = BLOCK / 32;
 
+#[cfg(target_arch = "x86_64")]
+mod pair;
+
 /// Hashes blocks under one salt.
-pub(crate) struct Hasher(Sha256);
+pub(crate) struct Hasher {
+    salted: Sha256,
+    #[cfg(target_arch = "x86_64")]
+    pair: Option<(pair::Pair, [u8; 32])>,
+}
 
 impl Hasher {
     pub(crate) fn new(salt: &[u8; 32]) -> Self {
-        Self(Sha256::new_with_prefix(salt))
+        Self {
+            salted: Sha256::new_with_prefix(salt),
+            #[cfg(target_arch = "x86_64")]
+            pair: pair::Pair::detect().map(|pair| (pair, *salt)),
+        }
     }
 
     /// The digest of one block of 4096 bytes.
     pub(crate) fn hash(&self, block: &[u8]) -> Hash {
-        self.0.clone().chain_update(block).finalize().into()
+        self.salted.clone().chain_update(block).finalize().into()
+    }
+
+    /// The digests of two blocks of 4096 bytes: faster than one after the other where the processor helps.
+    pub(crate) fn hash_two(&self, blocks: [&[u8; BLOCK]; 2]) -> [Hash; 2] {
+        #[cfg(target_arch = "x86_64")]
+        if let Some((pair, salt)) = &self.pair {
+            return pair.hash(salt, blocks);
+        }
+        blocks.map(|block| self.hash(block))
     }
 }
 
@@ -130,5 +150,17 @@ mod tests {
     fn salt_comes_first() {
         let expected = Sha256::digest([vec![7u8; 32], vec![9u8; 4096]].concat());
         assert_eq!(Hasher::new(&[7; 32]).hash(&[9; 4096])[..], expected[..]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn two_at_once_are_as_one_by_one(
+            salt: [u8; 32],
+            (a, b) in (proptest::collection::vec(0u8.., BLOCK), proptest::collection::vec(0u8.., BLOCK)),
+        ) {
+            let hasher = Hasher::new(&salt);
+            let blocks = [&a, &b].map(|block| block.as_slice().try_into().expect("a block"));
+            assert_eq!(hasher.hash_two(blocks), [hasher.hash(&a), hasher.hash(&b)]);
+        }
     }
 }

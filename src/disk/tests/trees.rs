@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use disk::{Error, Tree};
 use proptest::prelude::*;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, XattrFlags};
 use support::source::{self, assert_same};
 use support::{Image, erofs};
 
@@ -106,10 +106,45 @@ fn a_directory_with_100_000_names() {
     round_trip(tree.path());
 }
 
+/// Many directories of many depths: threads list them ahead of the walk, and the order is that of the walk all the same.
+#[test]
+fn a_tree_that_threads_help_to_scan() {
+    let tree = directory();
+    for number in 0..120usize {
+        let below = ["a", "b/c", "b/c/d", "e-", "e"][number % 5];
+        let directory = tree.path().join(below).join(number.to_string());
+        fs::create_dir_all(&directory).expect("a directory");
+        for file in 0..30 {
+            fs::write(directory.join(file.to_string()), format!("{number} {file}")).expect("a file");
+        }
+        std::os::unix::fs::symlink(number.to_string(), directory.join("link")).expect("a link");
+        let value = (number % 3).to_string();
+        rustix::fs::setxattr(
+            directory.join("1"),
+            "user.n",
+            value.as_bytes(),
+            XattrFlags::empty(),
+        )
+        .expect("an attribute");
+        fs::hard_link(directory.join("2"), tree.path().join(format!("{number}-2"))).expect("a link");
+    }
+    round_trip(tree.path());
+    let working_directory = std::env::current_dir().expect("a working directory");
+    let identity = disk::scan_identity(tree.path()).expect("a tree");
+    assert!(
+        std::env::current_dir().expect("a working directory") == working_directory,
+        "the threads change only their own"
+    );
+    assert!(identity == disk::scan_identity(tree.path()).expect("a tree"));
+}
+
 #[test]
 fn files_around_the_limits_of_parts() {
     let tree = directory();
     for size in [
+        (1 << 19) - 1,
+        1 << 19,
+        (1 << 19) + 1,
         (1 << 20) - 1,
         1 << 20,
         (1 << 20) + 1,

@@ -2,7 +2,8 @@
 
 use crate::cli::{Disk, DiskBuild, DiskInspect};
 use anyhow::{Context, Result, ensure};
-use disk::{Inspection, Options, Unlock};
+use disk::{Inspection, Options, Progress, Unlock};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use serde_json::json;
 use std::ffi::OsString;
@@ -35,9 +36,18 @@ fn build(args: &DiskBuild) -> Result<()> {
     let context = || format!("root file system {}", args.rootfs.display());
     let tree = disk::Tree::scan(&args.rootfs).with_context(context)?;
     let output = Output::create(&args.image)?;
-    let built = tree
-        .build(&output.file, &unlock, &Options::default())
-        .with_context(context)?;
+    let bar = progress_bar();
+    let show = |progress: Progress| {
+        bar.set_length(progress.total);
+        bar.set_position(progress.done);
+    };
+    let options = Options {
+        progress: Some(&show),
+        ..Options::default()
+    };
+    let built = tree.build(&output.file, &unlock, &options);
+    bar.finish_and_clear();
+    let built = built.with_context(context)?;
     // The key first: an image without its key would be of no use.
     key.save(&key_path)?;
     output.publish()?;
@@ -63,6 +73,13 @@ fn build(args: &DiskBuild) -> Result<()> {
     writeln!(out, "image bytes  {}", built.image_bytes)?;
     writeln!(out, "seconds      {seconds:.3}")?;
     Ok(())
+}
+
+/// Bytes, rate and time left; on a terminal only, and gone when the work is done.
+fn progress_bar() -> ProgressBar {
+    let template = "{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+    let style = ProgressStyle::with_template(template).expect("the template is a constant that is tested");
+    ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style)
 }
 
 fn inspect(args: &DiskInspect) -> Result<()> {
@@ -224,4 +241,18 @@ fn suffixed(path: &Path, suffix: &str) -> PathBuf {
 
 fn hex<const N: usize>(bytes: &[u8; N]) -> String {
     workload::Hex(*bytes).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_terminal_there_is_no_bar() {
+        let bar = progress_bar();
+        assert_eq!(
+            bar.is_hidden(),
+            !std::io::IsTerminal::is_terminal(&std::io::stderr())
+        );
+    }
 }

@@ -194,10 +194,12 @@ impl<'t> Plan<'t> {
         INODE_LEN + xattrs.len() + usize::from(self.place(inode).inline)
     }
 
-    /// Produces the image from block `first` on into `buffer`, which is all zeros and of whole blocks.
+    /// Produces the image from block `first` on into `buffer`, which is of whole blocks. Whatever it held is overwritten.
     pub(crate) fn fill(&self, first: u64, buffer: &mut [u8], reader: &mut Reader<'t>) -> Result<(), Error> {
         let end = first + widen(buffer.len() / BLOCK);
         let files_at = self.directories_at + widen(self.directory_blocks.len());
+        let metadata = (files_at.clamp(first, end) - first) as usize * BLOCK;
+        buffer[..metadata].fill(0);
         if first < self.directories_at {
             self.fill_inodes(first * BLOCK_LEN, buffer, reader)?;
         }
@@ -213,7 +215,7 @@ impl<'t> Plan<'t> {
             );
         }
         if end > files_at {
-            self.fill_files(first * BLOCK_LEN, buffer, reader)?;
+            self.fill_files(first * BLOCK_LEN, metadata, buffer, reader)?;
         }
         if first == 0 {
             let superblock = Superblock {
@@ -286,12 +288,20 @@ impl<'t> Plan<'t> {
         Ok(())
     }
 
-    /// The data that lies, at least in part, in the bytes from `start` on.
-    fn fill_files(&self, start: u64, buffer: &mut [u8], reader: &mut Reader<'t>) -> Result<(), Error> {
+    /// The data that lies, at least in part, in the bytes from `start` on, and zeros behind each file. `clean` bytes
+    /// belong to what is in front of all files.
+    fn fill_files(
+        &self,
+        start: u64,
+        clean: usize,
+        buffer: &mut [u8],
+        reader: &mut Reader<'t>,
+    ) -> Result<(), Error> {
         let end = start + widen(buffer.len());
         let next = self
             .extents
             .partition_point(|extent| u64::from(extent.block) * BLOCK_LEN <= start);
+        let mut filled = clean;
         for extent in &self.extents[next.saturating_sub(1)..] {
             let at = u64::from(extent.block) * BLOCK_LEN;
             let (from, to) = (at.max(start), (at + self.place(extent.inode).size).min(end));
@@ -301,12 +311,16 @@ impl<'t> Plan<'t> {
             if from >= to {
                 continue;
             }
-            let part = &mut buffer[(from - start) as usize..(to - start) as usize];
+            let (first, last) = ((from - start) as usize, (to - start) as usize);
+            buffer[filled..first].fill(0);
+            filled = last;
+            let part = &mut buffer[first..last];
             match self.tree.at(extent.inode).kind {
                 Kind::Symlink { target } => overlay(from, part, at, self.tree.target(target)),
                 _ => reader.read(extent.inode, from - at, part)?,
             }
         }
+        buffer[filled..].fill(0);
         Ok(())
     }
 }

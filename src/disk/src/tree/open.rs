@@ -54,6 +54,16 @@ impl Directories {
     }
 }
 
+/// The way from the top directory to the directory `index`, in steps shorter than `PATH_MAX`.
+pub(super) fn steps_to(tree: &Tree, mut index: u32) -> Vec<Vec<u8>> {
+    let mut names = Vec::new();
+    while index != ROOT {
+        names.push(tree.bytes(tree.at(index).name));
+        index = tree.at(index).parent;
+    }
+    steps(&names)
+}
+
 /// Joins names (the deepest first) to paths of at most [`LONGEST`] bytes; "." where there are none.
 fn steps(names: &[&[u8]]) -> Vec<Vec<u8>> {
     let mut steps: Vec<Vec<u8>> = Vec::new();

@@ -1,22 +1,33 @@
 //! The walk. One directory at a time is listed in full, its entries are sorted and looked up, and its subdirectories
-//! wait on a stack: depth costs no recursion and no descriptors.
+//! wait on a stack: depth costs no recursion and no descriptors. In a tree of some size, threads ask the kernel about
+//! the directories on top of the stack ahead of time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::thread;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Statx, StatxFlags, StatxTimestamp};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxTimestamp};
 use rustix::io::Errno;
 
+use super::list::{self, Desk, Failure, File, Found, Listing, Request, Ticket, Xattrs, stat};
 use super::markers::{Attribute, Markers};
-use super::open::Directories;
+use super::open::steps_to;
 use super::{Entry, Inode, Kind, ROOT, Span, Target, Time, Tree, XattrSet};
 use crate::Error;
 
 /// Longest value of an extended attribute that EROFS can store.
 const LONGEST_VALUE: usize = u16::MAX as usize;
+
+/// Files from which on threads help with a scan: below, starting them costs more than they save.
+const WORTH_THREADS: usize = 1000;
+
+/// Most threads that help: more find than one walk can take in.
+const MOST_THREADS: usize = 8;
 
 /// See [`Tree::scan`].
 pub(super) fn scan(path: &Path, markers: Markers) -> Result<Tree, Error> {
@@ -52,19 +63,29 @@ pub(super) fn scan(path: &Path, markers: Markers) -> Result<Tree, Error> {
         devices: HashMap::new(),
         sets: HashMap::new(),
         waiting: vec![ROOT],
-        directories: Directories::default(),
     };
     scan.sets.insert(XattrSet::new(), 0);
     let kind = Kind::Directory { first: 0, count: 0 };
     scan.add(kind, &stat, ROOT, Span::default())?;
-    let xattrs = scan.xattrs(
-        &format!("/proc/self/fd/{}/.", scan.tree.root.as_raw_fd()).into_bytes(),
-        ROOT,
-    )?;
-    scan.tree.inodes[ROOT as usize].xattrs = xattrs;
-    while let Some(directory) = scan.waiting.pop() {
-        scan.directory(directory)?;
-    }
+    let xattrs = list::own_xattrs(scan.tree.root.as_fd());
+    scan.tree.inodes[ROOT as usize].xattrs = scan.xattrs(xattrs, ROOT)?;
+    let root = scan.tree.root.try_clone().map_err(|error| Error::Source {
+        action: "open",
+        path: path.to_owned(),
+        source: error,
+    })?;
+    let desk = Desk::default();
+    thread::scope(|scope| {
+        let start = || {
+            let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+            for _ in 0..threads.min(MOST_THREADS) {
+                scope.spawn(|| desk.serve(root.as_fd()));
+            }
+        };
+        let result = scan.walk(&mut Ahead::new(root.as_fd(), &desk, &start));
+        desk.close();
+        result
+    })?;
     Ok(scan.tree)
 }
 
@@ -81,43 +102,69 @@ struct Scan {
     sets: HashMap<XattrSet, u32>,
     /// Directories to be listed, the next one last.
     waiting: Vec<u32>,
-    directories: Directories,
 }
 
 impl Scan {
-    fn directory(&mut self, index: u32) -> Result<(), Error> {
-        if self.tree.covered.contains(&index) {
-            return self.fill(index, None, vec![b".".to_vec(), b"..".to_vec()]);
+    fn walk(&mut self, ahead: &mut Ahead<'_>) -> Result<(), Error> {
+        while let Some(directory) = self.waiting.pop() {
+            self.directory(directory, ahead)?;
         }
-        let fd = self.directories.open(&self.tree, index)?;
-        let mut names = list(&fd).map_err(|errno| self.tree.error("list", index, errno))?;
-        names.sort_unstable();
-        self.fill(index, Some(&fd), names)?;
-        self.unchanged(&fd, index)
+        Ok(())
     }
 
-    /// Gives a directory its entries. `fd` is there unless the only names are "." and "..".
-    fn fill(&mut self, index: u32, fd: Option<&OwnedFd>, names: Vec<Vec<u8>>) -> Result<(), Error> {
-        let (first, found) = (self.tree.entries.len(), self.tree.inodes.len());
-        // The two names that every directory has are sorted among the others ("-" comes before ".").
-        let mut entries = Vec::with_capacity(names.len());
-        for name in names {
-            entries.push(match (name.as_slice(), fd) {
-                (b"..", _) => Entry {
-                    name: self.store(&name),
-                    inode: self.tree.at(index).parent,
-                },
-                (name, Some(fd)) if name != b"." => self.entry(fd, index, name)?,
-                _ => Entry {
-                    name: self.store(&name),
-                    inode: index,
-                },
+    /// Gives a directory its entries.
+    fn directory(&mut self, index: u32, ahead: &mut Ahead<'_>) -> Result<(), Error> {
+        if self.tree.covered.contains(&index) {
+            let dots = [&b"."[..], b".."].map(|name| Found {
+                name: name.to_vec(),
+                file: None,
             });
+            let entries = self.entries(index, dots.into())?;
+            return self.fill(index, entries);
         }
+        let new = self.tree.inodes.len();
+        let error = |tree: &Tree, (action, errno): Failure| tree.error(action, index, errno);
+        let Listing {
+            found,
+            rest,
+            directory,
+            mut after,
+        } = ahead
+            .listing(&self.tree, &self.waiting, index)
+            .map_err(|failure| error(&self.tree, failure))?;
+        let mut entries = self.entries(index, found)?;
+        if let Some(directory) = directory {
+            for listing in ahead.rest(&self.tree, directory, rest) {
+                let listing = listing.map_err(|failure| error(&self.tree, failure))?;
+                entries.extend(self.entries(index, listing.found)?);
+                after = listing.after;
+            }
+        }
+        self.fill(index, entries)?;
+        self.queue(new);
+        self.unchanged(after, index)
+    }
+
+    fn entries(&mut self, directory: u32, found: Vec<Found>) -> Result<Vec<Entry>, Error> {
+        // The two names that every directory has are sorted among the others ("-" comes before ".").
+        let entry = |found: Found| match found.file {
+            Some(file) => self.entry(directory, &found.name, file),
+            None => Ok(Entry {
+                name: self.store(&found.name),
+                inode: match found.name.as_slice() {
+                    b".." => self.tree.at(directory).parent,
+                    _ => directory,
+                },
+            }),
+        };
+        found.into_iter().map(entry).collect()
+    }
+
+    fn fill(&mut self, index: u32, entries: Vec<Entry>) -> Result<(), Error> {
+        let first = self.tree.entries.len();
+        let count = entries.len();
         self.tree.entries.extend(entries);
-        let count = self.tree.entries.len() - first;
         self.tree.inodes[index as usize].kind = Kind::Directory { first, count };
-        self.queue(found);
         Ok(())
     }
 
@@ -129,8 +176,8 @@ impl Scan {
         self.waiting.extend(directories.map(|(index, _)| index as u32));
     }
 
-    /// A name in the directory `parent`, which is open as `fd`.
-    fn entry(&mut self, fd: &OwnedFd, parent: u32, name: &[u8]) -> Result<Entry, Error> {
+    /// A name in the directory `parent`.
+    fn entry(&mut self, parent: u32, name: &[u8], file: Result<File, Failure>) -> Result<Entry, Error> {
         let span = self.store(name);
         let error = |tree: &Tree, action, errno: Errno| {
             let path = tree.path(parent).join(OsStr::from_bytes(name));
@@ -143,11 +190,11 @@ impl Scan {
                 },
             }
         };
-        let stat = stat(fd.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|errno| error(&self.tree, "examine", errno))?;
+        let File { stat, target, xattrs } =
+            file.map_err(|(action, errno)| error(&self.tree, action, errno))?;
         let covered = stat.stx_mnt_id != self.mount;
         let kind = self
-            .kind(fd, name, &stat, covered)
+            .kind(&stat, target.as_deref(), covered)
             .map_err(|errno| error(&self.tree, "read", errno))?;
         if let Some(inode) = self.link(&kind, &stat, covered) {
             return Ok(Entry { name: span, inode });
@@ -163,9 +210,7 @@ impl Scan {
             self.links
                 .insert((self.tree.at(inode).device, stat.stx_ino), inode);
         }
-        let mut path = format!("/proc/self/fd/{}/", fd.as_raw_fd()).into_bytes();
-        path.extend_from_slice(name);
-        let xattrs = self.xattrs(&path, inode)?;
+        let xattrs = self.xattrs(xattrs, inode)?;
         self.tree.inodes[inode as usize].xattrs = xattrs;
         Ok(Entry { name: span, inode })
     }
@@ -181,19 +226,16 @@ impl Scan {
         Some(inode)
     }
 
-    fn kind(&mut self, fd: &OwnedFd, name: &[u8], stat: &Statx, covered: bool) -> Result<Kind, Errno> {
+    fn kind(&mut self, stat: &Statx, target: Option<&[u8]>, covered: bool) -> Result<Kind, Errno> {
         let (major, minor) = (stat.stx_rdev_major, stat.stx_rdev_minor);
         Ok(match FileType::from_raw_mode(stat.stx_mode.into()) {
             FileType::RegularFile => Kind::Regular {
                 size: if covered { 0 } else { stat.stx_size },
             },
             FileType::Directory => Kind::Directory { first: 0, count: 0 },
-            FileType::Symlink => {
-                let target = rustix::fs::readlinkat(fd, name, Vec::new())?;
-                Kind::Symlink {
-                    target: Target(self.store(target.as_bytes())),
-                }
-            }
+            FileType::Symlink => Kind::Symlink {
+                target: Target(self.store(target.ok_or(Errno::INVAL)?)),
+            },
             FileType::CharacterDevice => Kind::Character { major, minor },
             FileType::BlockDevice => Kind::Block { major, minor },
             FileType::Fifo => Kind::Fifo,
@@ -233,10 +275,9 @@ impl Scan {
         Ok(index)
     }
 
-    /// The extended attributes of the file at `path`, which goes through a descriptor of /proc: the kernel has no
-    /// call for them that is relative to a directory and does not follow links (before 6.13).
-    fn xattrs(&mut self, path: &[u8], inode: u32) -> Result<u32, Error> {
-        let set = match self.read_xattrs(path, inode)? {
+    /// The index of a set of extended attributes.
+    fn xattrs(&mut self, xattrs: Xattrs, inode: u32) -> Result<u32, Error> {
+        let set = match self.read_xattrs(xattrs, inode)? {
             set if set.is_empty() => return Ok(0),
             set => set,
         };
@@ -248,15 +289,12 @@ impl Scan {
         Ok(index)
     }
 
-    fn read_xattrs(&self, path: &[u8], inode: u32) -> Result<XattrSet, Error> {
+    fn read_xattrs(&self, xattrs: Xattrs, inode: u32) -> Result<XattrSet, Error> {
         let error = |errno| self.tree.error("read the extended attributes of", inode, errno);
-        let names = match grow(|buffer| rustix::fs::llistxattr(path, buffer)) {
-            Err(Errno::OPNOTSUPP) => return Ok(XattrSet::new()),
-            names => names.map_err(error)?,
-        };
         let mut set = XattrSet::new();
-        for name in names.split(|byte| *byte == 0).filter(|name| is_kept(name)) {
-            match grow(|buffer| rustix::fs::lgetxattr(path, name, buffer)) {
+        for (name, value) in xattrs.map_err(error)? {
+            let name = name.as_slice();
+            match value {
                 Ok(value) if value.len() > LONGEST_VALUE => {
                     let name = String::from_utf8_lossy(name).into_owned();
                     return Err(Error::XattrValue {
@@ -290,9 +328,8 @@ impl Scan {
     }
 
     /// A directory that was written to while it was listed may lack names that were there all along.
-    fn unchanged(&self, fd: &OwnedFd, index: u32) -> Result<(), Error> {
-        let now = stat(fd.as_fd(), b"", AtFlags::EMPTY_PATH)
-            .map_err(|errno| self.tree.error("examine", index, errno))?;
+    fn unchanged(&self, after: Result<Statx, Errno>, index: u32) -> Result<(), Error> {
+        let now = after.map_err(|errno| self.tree.error("examine", index, errno))?;
         let then = self.tree.at(index);
         if time(&now.stx_mtime) == then.mtime && time(&now.stx_ctime) == then.ctime {
             return Ok(());
@@ -313,55 +350,87 @@ impl Scan {
     }
 }
 
-/// All names in a directory, "." and ".." included.
-fn list(fd: &OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
-    let mut names = Vec::new();
-    let mut buffer = Vec::with_capacity(1 << 16);
-    rustix::fs::seek(fd, rustix::fs::SeekFrom::Start(0))?;
-    let mut raw = RawDir::new(fd, buffer.spare_capacity_mut());
-    while let Some(entry) = raw.next() {
-        names.push(entry?.file_name().to_bytes().to_vec());
-    }
-    // Few file systems leave them out, but nothing promises them.
-    for dots in [&b"."[..], b".."] {
-        if !names.iter().any(|name| name == dots) {
-            names.push(dots.to_vec());
+/// What the walk asks for, and what it will ask for soon.
+struct Ahead<'a> {
+    root: BorrowedFd<'a>,
+    desk: &'a Desk,
+    /// Starts threads that serve at the desk.
+    start: &'a dyn Fn(),
+    started: bool,
+    /// Directories asked for.
+    requested: HashMap<u32, Ticket>,
+}
+
+impl<'a> Ahead<'a> {
+    /// Directories on top of the stack that are asked for ahead of time.
+    const DIRECTORIES: usize = 32;
+
+    fn new(root: BorrowedFd<'a>, desk: &'a Desk, start: &'a dyn Fn()) -> Self {
+        Self {
+            root,
+            desk,
+            start,
+            started: false,
+            requested: HashMap::new(),
         }
     }
-    Ok(names)
-}
 
-/// `statx` without following a link or waiting for an automount. The id of the mount is there since Linux 5.8.
-fn stat(fd: BorrowedFd<'_>, name: &[u8], flags: AtFlags) -> Result<Statx, Errno> {
-    let want = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
-    let stat = rustix::fs::statx(fd, name, flags | AtFlags::NO_AUTOMOUNT, want)?;
-    if stat.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
-        return Err(Errno::NOSYS);
+    /// Whether threads serve: they are started when the tree turns out to be worth it.
+    fn is_served(&mut self, tree: &Tree) -> bool {
+        if !self.started && tree.inodes.len() >= WORTH_THREADS {
+            (self.start)();
+            self.started = true;
+        }
+        self.started
     }
-    Ok(stat)
-}
 
-/// The namespaces that belong to the tree; see [`Tree::scan`].
-fn is_kept(name: &[u8]) -> bool {
-    let prefixed = [&b"user."[..], b"trusted.", b"security."]
-        .iter()
-        .any(|prefix| name.starts_with(prefix));
-    prefixed || name == b"system.posix_acl_access" || name == b"system.posix_acl_default"
-}
-
-/// Calls `get` with larger and larger buffers until the answer fits.
-fn grow(mut get: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
-    // Both lists and values are limited to 64 KiB by the kernel.
-    let mut small = [0; 512];
-    match get(&mut small) {
-        Ok(len) => return Ok(small[..len].to_vec()),
-        Err(Errno::RANGE) => {}
-        Err(errno) => return Err(errno),
+    /// Lists the directory `index`; `waiting` come after it, the next one last.
+    fn listing(&mut self, tree: &Tree, waiting: &[u32], index: u32) -> Result<Listing, Failure> {
+        if !self.is_served(tree) {
+            return list::answer(self.root, Request::Directory(steps_to(tree, index)));
+        }
+        let own = self.requested.remove(&index);
+        let own = own.unwrap_or_else(|| self.desk.request(Request::Directory(steps_to(tree, index))));
+        for &next in waiting.iter().rev().take(Self::DIRECTORIES) {
+            if self.requested.contains_key(&next) || tree.covered.contains(&next) {
+                continue;
+            }
+            if !self.desk.has_room() {
+                break;
+            }
+            let ticket = self.desk.request(Request::Directory(steps_to(tree, next)));
+            self.requested.insert(next, ticket);
+        }
+        self.desk.take(own)
     }
-    let mut large = vec![0; 1 << 16];
-    let len = get(&mut large)?;
-    large.truncate(len);
-    Ok(large)
+
+    /// Examines the rest of a long directory, a few pieces ahead of the walk.
+    fn rest(
+        &mut self,
+        tree: &Tree,
+        directory: Arc<OwnedFd>,
+        names: Vec<Vec<u8>>,
+    ) -> impl Iterator<Item = Result<Listing, Failure>> + use<'a> {
+        let served = self.is_served(tree);
+        let (root, desk) = (self.root, self.desk);
+        let mut names = names.into_iter();
+        let mut requests = std::iter::from_fn(move || {
+            let piece: Vec<_> = names.by_ref().take(list::AT_ONCE).collect();
+            (!piece.is_empty()).then(|| Request::Names(Arc::clone(&directory), piece))
+        });
+        let mut tickets = VecDeque::new();
+        std::iter::from_fn(move || {
+            if !served {
+                return requests.next().map(|request| list::answer(root, request));
+            }
+            while tickets.len() < 2 * MOST_THREADS
+                && let Some(request) = requests.next()
+            {
+                tickets.push_back(desk.request(request));
+            }
+            tickets.pop_front().map(|ticket| desk.take(ticket))
+        })
+    }
 }
 
 fn time(stamp: &StatxTimestamp) -> Time {
