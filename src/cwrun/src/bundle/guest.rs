@@ -121,6 +121,7 @@ fn process(process: &OciProcess) -> Result<Process> {
         capabilities: process.capabilities().as_ref().map(capabilities),
         rlimits,
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
+        seccomp: None,
         oom_score_adj: process.oom_score_adj(),
     })
 }

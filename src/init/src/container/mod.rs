@@ -9,7 +9,7 @@
 //!                              ├ descriptors 0–2, session, terminal
 //!                              ├ working directory, limits, user
 //!                              ├ the program found ──► Ready
-//!                              └ go ──► execve
+//!                              └ go ──► filter of system calls ──► execve
 //! ```
 
 mod copyup;
@@ -18,6 +18,7 @@ mod limits;
 mod mounts;
 mod program;
 pub mod root;
+mod seccomp;
 pub mod terminal;
 mod user;
 
@@ -30,9 +31,11 @@ use root::Root;
 use rustix::fs::Mode;
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
+use seccomp::Filter;
 use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 use terminal::Terminal;
+use user::Kept;
 use workload::{Environment, Workload};
 
 /// What the container's first process is made from.
@@ -61,7 +64,7 @@ impl Container<'_> {
     /// Runs in the child: becomes the workload, or reports why not and ends.
     pub fn run(&self, stdio: Stdio, link: &Link) -> ! {
         let failure = match self.prepare(stdio, link) {
-            Ok(Some(program)) => program.execute(),
+            Ok(Some(start)) => start.execute(),
             Ok(None) => sys::exit_now(0),
             Err(failure) => failure,
         };
@@ -70,7 +73,7 @@ impl Container<'_> {
     }
 
     /// Everything up to the start; `None` if there is to be none.
-    fn prepare(&self, stdio: Stdio, link: &Link) -> Result<Option<Program>> {
+    fn prepare(&self, stdio: Stdio, link: &Link) -> Result<Option<Start>> {
         let process = &self.workload.process;
         sys::reset_signals();
         rustix::process::umask(Mode::empty());
@@ -90,15 +93,24 @@ impl Container<'_> {
         rustix::process::chdir(&*process.cwd).context(|| format!("chdir `{}`", process.cwd))?;
         limits::apply(&process.rlimits)?;
         let passwd = fs::read("/etc/passwd").unwrap_or_default();
-        user::become_user(&process.user, process.capabilities.as_ref())?;
+        let kept = user::become_user(
+            &process.user,
+            process.capabilities.as_ref(),
+            Filter::needs(process),
+        )?;
         let program = Program::find(process, &String::from_utf8_lossy(&passwd))?;
+        let filter = process.seccomp.as_ref().map(Filter::new);
         if process.no_new_privileges {
             rustix::thread::set_no_new_privs(true).context(|| "set no_new_privs".into())?;
         }
         sys::close_on_exec_from(3).context(|| "mark descriptors".into())?;
         link.ready(master.as_ref().map(OwnedFd::as_fd))?;
         drop(master);
-        Ok(link.wait_for_go()?.then_some(program))
+        Ok(link.wait_for_go()?.then_some(Start {
+            program,
+            filter,
+            kept,
+        }))
     }
 
     fn enter_namespaces(&self) -> Result<()> {
@@ -159,6 +171,25 @@ impl Container<'_> {
             terminal::resize(&terminal.master, rows, columns).context(|| "set the terminal's size".into())?;
         }
         Ok(terminal)
+    }
+}
+
+/// What is left to do once the start is there.
+struct Start {
+    program: Program,
+    filter: Option<Filter>,
+    kept: Option<Kept>,
+}
+
+impl Start {
+    /// Becomes the program. Returns only if that fails.
+    fn execute(self) -> Failure {
+        let Self {
+            program,
+            filter,
+            kept,
+        } = self;
+        program.execute(|| filter.map_or(Ok(()), |filter| filter.load(kept)))
     }
 }
 
