@@ -9,6 +9,7 @@ mod lifecycle;
 mod mkcw;
 mod podman;
 mod scratch;
+mod seccomp;
 mod secrecy;
 mod streams;
 mod tamper;

@@ -296,6 +296,7 @@ fn workload(script: &str) -> Workload {
             rlimits: Vec::new(),
             no_new_privileges: false,
             oom_score_adj: None,
+            seccomp: None,
         },
         mounts: vec![
             mount("/proc", Filesystem::Proc, &[], &[]),

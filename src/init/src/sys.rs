@@ -5,6 +5,7 @@ use rustix::io::Errno;
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
@@ -162,18 +163,47 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     check(result).map(drop)
 }
 
+/// A list of strings in the form that `execve` takes, so that nothing has to be allocated between preparing and calling it.
+pub struct Pointers<'a> {
+    pointers: Vec<*const libc::c_char>,
+    strings: PhantomData<&'a [CString]>,
+}
+
+impl<'a> Pointers<'a> {
+    /// The list of these strings.
+    pub fn to(strings: &'a [CString]) -> Self {
+        let pointers = strings.iter().map(|text| text.as_ptr());
+        Self {
+            pointers: pointers.chain([std::ptr::null()]).collect(),
+            strings: PhantomData,
+        }
+    }
+}
+
 /// Replaces this process by a program. Returns only if that fails.
-pub fn execute(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
-    let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
-        list.iter()
-            .map(|text| text.as_ptr())
-            .chain([std::ptr::null()])
-            .collect()
-    };
-    let (args, env) = (pointers(args), pointers(env));
+pub fn execute(path: &CStr, args: &Pointers<'_>, env: &Pointers<'_>) -> io::Error {
     // SAFETY: path is NUL-terminated, both arrays are NULL-terminated, and what they point to outlives the call.
-    unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
+    unsafe { libc::execve(path.as_ptr(), args.pointers.as_ptr(), env.pointers.as_ptr()) };
     io::Error::last_os_error()
+}
+
+/// Adds a filter of system calls to this thread (seccomp(2)).
+pub fn load_seccomp_filter(program: &[libc::sock_filter], flags: libc::c_ulong) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(|_| io::Error::from(Errno::INVAL))?,
+        // The kernel only reads them.
+        filter: program.as_ptr().cast_mut(),
+    };
+    // SAFETY: the instructions and the structure that counts them outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const program,
+        )
+    };
+    check(result).map(drop)
 }
 
 /// Sets one resource limit of this process by its kernel number.

@@ -294,6 +294,7 @@ fn workload(script: &str, layers: Vec<Layer>) -> Workload {
             rlimits: Vec::new(),
             no_new_privileges: false,
             oom_score_adj: None,
+            seccomp: None,
         },
         mounts: vec![
             mount("/proc", Filesystem::Proc, &[], &[]),

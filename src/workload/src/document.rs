@@ -7,7 +7,7 @@
 //! Canonical form: JSON without white space, object members sorted bytewise, integers only. This is RFC 8785
 //! restricted to documents without floating-point numbers and with ASCII member names.
 
-use crate::{Capabilities, Hex};
+use crate::{Blob, Capabilities, Hex};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -126,9 +126,54 @@ pub struct Process {
     pub rlimits: Vec<Rlimit>,
     /// `no_new_privs` (prctl(2)).
     pub no_new_privileges: bool,
+    /// `linux.seccomp`: which system calls it may make.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seccomp: Option<Seccomp>,
     /// `oom_score_adj` (proc(5)).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oom_score_adj: Option<i32>,
+}
+
+/// A filter of system calls, compiled from OCI `linux.seccomp`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seccomp {
+    /// Classic BPF: `struct sock_filter` of linux/filter.h, end to end, little-endian. What they mean is the kernel's to check.
+    pub program: Blob,
+    /// Flags of seccomp(2).
+    pub flags: BTreeSet<SeccompFlag>,
+}
+
+impl Seccomp {
+    /// Most instructions of a program (`BPF_MAXINSNS`).
+    pub const MAX_INSTRUCTIONS: usize = 4096;
+
+    /// Bytes of one instruction.
+    pub const INSTRUCTION_BYTES: usize = 8;
+
+    fn check(&self) -> Result<(), Error> {
+        let bytes = self.program.0.len();
+        let instructions = bytes / Self::INSTRUCTION_BYTES;
+        if !bytes.is_multiple_of(Self::INSTRUCTION_BYTES)
+            || !(1..=Self::MAX_INSTRUCTIONS).contains(&instructions)
+        {
+            return Err(Error::Field {
+                field: "process.seccomp.program",
+                problem: "is not 1 to 4096 instructions of 8 bytes",
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Flags of seccomp(2) that matter to a process of one thread without a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SeccompFlag {
+    /// SECCOMP_FILTER_FLAG_LOG
+    Log,
+    /// SECCOMP_FILTER_FLAG_SPEC_ALLOW
+    SpecAllow,
 }
 
 /// OCI `process.user`.
@@ -301,6 +346,9 @@ impl Workload {
         }
         if !process.cwd.starts_with('/') {
             return field("process.cwd", "is not an absolute path");
+        }
+        if let Some(seccomp) = &process.seccomp {
+            seccomp.check()?;
         }
         if self
             .mounts

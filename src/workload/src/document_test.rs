@@ -30,6 +30,7 @@ pub(crate) fn sample() -> Workload {
             rlimits: vec![],
             no_new_privileges: true,
             oom_score_adj: None,
+            seccomp: None,
         },
         mounts: vec![Mount {
             destination: "/proc".into(),
@@ -119,4 +120,30 @@ fn a_layer_of_one_block_needs_no_hash_tree() {
     assert!(Workload::from_bytes(&workload.to_bytes()).is_ok());
     layers(&mut workload)[0].verity.hash_start_block = 3;
     assert!(Workload::from_bytes(&workload.to_bytes()).is_err());
+}
+
+#[test]
+fn a_filter_is_whole_instructions_and_not_too_many() {
+    let with = |bytes: usize| {
+        let mut workload = sample();
+        workload.process.seccomp = Some(Seccomp {
+            program: Blob(vec![0; bytes]),
+            flags: [SeccompFlag::Log, SeccompFlag::SpecAllow].into(),
+        });
+        workload
+    };
+    for bytes in [8, 8 * 4096] {
+        let workload = with(bytes);
+        assert_eq!(Workload::from_bytes(&workload.to_bytes()).unwrap(), workload);
+        assert_ne!(workload.digest(), sample().digest());
+    }
+    let text = String::from_utf8(with(8).to_bytes()).unwrap();
+    assert!(
+        text.contains(r#""seccomp":{"flags":["log","spec-allow"],"program":"AAAAAAAAAAA="}"#),
+        "{text}"
+    );
+    for bytes in [0, 7, 12, 8 * 4097] {
+        let error = Workload::from_bytes(&with(bytes).to_bytes()).unwrap_err();
+        assert!(error.to_string().contains("process.seccomp.program"), "{error}");
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::Bundle;
 use super::mounts::{self, Placed};
+use super::seccomp;
 use super::sizing::Sizing;
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::{LinuxCapabilities, LinuxDevice, LinuxDeviceType, Process as OciProcess};
@@ -47,7 +48,10 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
             .as_ref()
             .and_then(|root| root.readonly())
             .unwrap_or(false),
-        process: self::process(process)?,
+        process: Process {
+            seccomp: linux.seccomp().as_ref().map(seccomp::compile).transpose()?,
+            ..self::process(process)?
+        },
         mounts: guest_mounts,
         masked_paths: linux.masked_paths().clone().unwrap_or_default(),
         readonly_paths: linux.readonly_paths().clone().unwrap_or_default(),
@@ -122,6 +126,7 @@ pub fn process(process: &OciProcess) -> Result<Process> {
         capabilities: process.capabilities().as_ref().map(capabilities),
         rlimits,
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
+        seccomp: None,
         oom_score_adj: process.oom_score_adj(),
     })
 }
@@ -196,9 +201,6 @@ fn refuse_unsupported(bundle: &Bundle, process: &OciProcess) -> Result<()> {
         .is_some_and(|devices| !devices.is_empty())
     {
         return refuse("linux.netDevices");
-    }
-    if linux.seccomp().is_some() {
-        tracing::warn!("config.json: linux.seccomp: not applied inside the guest by this release");
     }
     linux
         .devices()

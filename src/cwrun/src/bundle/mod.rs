@@ -11,6 +11,7 @@
 pub mod guest;
 pub mod host;
 pub mod mounts;
+pub mod seccomp;
 pub mod sizing;
 
 use anyhow::{Context, Result, bail, ensure};

@@ -9,7 +9,7 @@
 //!                              ├ descriptors 0–2, session, terminal
 //!                              ├ working directory, limits, user
 //!                              ├ the program found ──► Ready
-//!                              └ go ──► execve
+//!                              └ go ──► filter of system calls ──► execve
 //! ```
 
 mod copyup;
@@ -18,6 +18,7 @@ mod limits;
 mod mounts;
 mod program;
 pub mod root;
+mod seccomp;
 pub mod terminal;
 mod user;
 
@@ -30,9 +31,11 @@ use root::Root;
 use rustix::fs::Mode;
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces, unshare_unsafe};
+use seccomp::Filter;
 use std::fs;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use terminal::Terminal;
+use user::Kept;
 use workload::{Environment, Process, Workload};
 
 /// What the container's first process is made from.
@@ -60,17 +63,11 @@ pub enum Stdio {
 impl Container<'_> {
     /// Runs in the child: becomes the workload, or reports why not and ends.
     pub fn run(&self, stdio: Stdio, link: &Link) -> ! {
-        let failure = match self.prepare(stdio, link) {
-            Ok(Some(program)) => program.execute(),
-            Ok(None) => sys::exit_now(0),
-            Err(failure) => failure,
-        };
-        link.failed(&failure);
-        sys::exit_now(127)
+        begin(self.prepare(stdio, link), link)
     }
 
     /// Everything up to the start; `None` if there is to be none.
-    fn prepare(&self, stdio: Stdio, link: &Link) -> Result<Option<Program>> {
+    fn prepare(&self, stdio: Stdio, link: &Link) -> Result<Option<Start>> {
         let process = &self.workload.process;
         sys::reset_signals();
         rustix::process::umask(Mode::empty());
@@ -164,16 +161,10 @@ pub struct Member<'a> {
 impl Member<'_> {
     /// Runs in the child: becomes the process, or reports why not and ends.
     pub fn run(&self, stdio: Stdio, link: &Link) -> ! {
-        let failure = match self.prepare(stdio, link) {
-            Ok(Some(program)) => program.execute(),
-            Ok(None) => sys::exit_now(0),
-            Err(failure) => failure,
-        };
-        link.failed(&failure);
-        sys::exit_now(127)
+        begin(self.prepare(stdio, link), link)
     }
 
-    fn prepare(&self, stdio: Stdio, link: &Link) -> Result<Option<Program>> {
+    fn prepare(&self, stdio: Stdio, link: &Link) -> Result<Option<Start>> {
         sys::reset_signals();
         rustix::process::umask(Mode::empty());
         set_oom_score(self.process)?;
@@ -210,20 +201,59 @@ fn become_process(
     stdio: Stdio,
     terminal: Option<Terminal>,
     link: &Link,
-) -> Result<Option<Program>> {
+) -> Result<Option<Start>> {
     let master = take_streams(stdio, terminal)?;
     rustix::process::chdir(&*process.cwd).context(|| format!("chdir `{}`", process.cwd))?;
     limits::apply(&process.rlimits)?;
     let passwd = fs::read("/etc/passwd").unwrap_or_default();
-    user::become_user(&process.user, process.capabilities.as_ref())?;
+    let kept = user::become_user(
+        &process.user,
+        process.capabilities.as_ref(),
+        Filter::needs(process),
+    )?;
     let program = Program::find(process, &String::from_utf8_lossy(&passwd))?;
+    let filter = process.seccomp.as_ref().map(Filter::new);
     if process.no_new_privileges {
         rustix::thread::set_no_new_privs(true).context(|| "set no_new_privs".into())?;
     }
     sys::close_on_exec_from(3).context(|| "mark descriptors".into())?;
     link.ready(master.as_ref().map(OwnedFd::as_fd))?;
     drop(master);
-    Ok(link.wait_for_go()?.then_some(program))
+    Ok(link.wait_for_go()?.then_some(Start {
+        program,
+        filter,
+        kept,
+    }))
+}
+
+/// Becomes what has been prepared, or reports why not and ends.
+fn begin(prepared: Result<Option<Start>>, link: &Link) -> ! {
+    let failure = match prepared {
+        Ok(Some(start)) => start.execute(),
+        Ok(None) => sys::exit_now(0),
+        Err(failure) => failure,
+    };
+    link.failed(&failure);
+    sys::exit_now(127)
+}
+
+/// What is left to do once the start is there.
+struct Start {
+    program: Program,
+    filter: Option<Filter>,
+    kept: Option<Kept>,
+}
+
+impl Start {
+    /// Becomes the program. Returns only if that fails.
+    fn execute(self) -> Failure {
+        let Self {
+            program,
+            filter,
+            kept,
+        } = self;
+        program.execute(|| filter.map_or(Ok(()), |filter| filter.load(kept)))
+    }
 }
 
 /// Makes the root the root, and forgets all else.

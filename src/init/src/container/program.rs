@@ -42,9 +42,13 @@ impl Program {
         })
     }
 
-    /// Becomes the program. Returns only if that fails.
-    pub fn execute(&self) -> Failure {
-        let error = sys::execute(&self.path, &self.args, &self.env);
+    /// Becomes the program, with `last` right before. Returns only if either fails.
+    pub fn execute(&self, last: impl FnOnce() -> Result<()>) -> Failure {
+        let (args, env) = (sys::Pointers::to(&self.args), sys::Pointers::to(&self.env));
+        if let Err(failure) = last() {
+            return failure;
+        }
+        let error = sys::execute(&self.path, &args, &env);
         let path = self.path.to_string_lossy();
         if error.kind() == io::ErrorKind::NotFound {
             // The file was there a moment ago: what is missing is its interpreter.

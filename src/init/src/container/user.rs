@@ -17,8 +17,13 @@ use workload::{Capabilities, Capability, User};
 /// File mode creation mask where the workload names none.
 const DEFAULT_UMASK: u32 = 0o022;
 
-/// Changes this process, whose thread is the only one.
-pub fn become_user(user: &User, capabilities: Option<&Capabilities>) -> Result<()> {
+/// Changes this process, whose thread is the only one. With `keep`, that capability stays permitted even if the workload
+/// doesn't get it; what is returned then makes use of it and takes it away.
+pub fn become_user(
+    user: &User,
+    capabilities: Option<&Capabilities>,
+    keep: Option<CapabilitySet>,
+) -> Result<Option<Kept>> {
     if let Some(sets) = capabilities {
         drop_bounding(&sets.bounding)?;
     }
@@ -30,17 +35,61 @@ pub fn become_user(user: &User, capabilities: Option<&Capabilities>) -> Result<(
     set_thread_groups(&groups).context(|| "set the supplementary groups".into())?;
     let gid = Gid::from_raw(user.gid);
     set_thread_res_gid(gid, gid, gid).context(|| format!("set group ID {}", user.gid))?;
-    set_keep_capabilities(capabilities.is_some()).context(|| "keep capabilities".into())?;
+    set_keep_capabilities(capabilities.is_some() || keep.is_some()).context(|| "keep capabilities".into())?;
     let uid = Uid::from_raw(user.uid);
     set_thread_res_uid(uid, uid, uid).context(|| format!("set user ID {}", user.uid))?;
+    let wanted = match capabilities {
+        Some(sets) => Some(wanted(sets)),
+        // What the change of user would have left, had nothing been kept.
+        None if keep.is_some() && !uid.is_root() => Some(NONE),
+        None => None,
+    };
+    let kept = match (wanted, keep) {
+        (Some(wanted), Some(keep)) if !wanted.effective.contains(keep) => Some(Kept { keep, wanted }),
+        _ => None,
+    };
+    if let Some(wanted) = wanted {
+        let permitted = wanted.permitted | kept.as_ref().map_or(CapabilitySet::empty(), |kept| kept.keep);
+        set_capabilities(None, CapabilitySets { permitted, ..wanted })
+            .context(|| "set the capabilities".into())?;
+    }
     if let Some(sets) = capabilities {
-        set_sets(sets)?;
+        raise_ambient(sets)?;
     }
     umask(rustix::fs::Mode::from_raw_mode(
         user.umask.unwrap_or(DEFAULT_UMASK) & 0o7777,
     ));
-    Ok(())
+    Ok(kept)
 }
+
+/// A capability that this process holds back from the workload.
+pub struct Kept {
+    keep: CapabilitySet,
+    wanted: CapabilitySets,
+}
+
+impl Kept {
+    /// Makes it effective.
+    pub fn raise(&self) -> Result<()> {
+        let sets = CapabilitySets {
+            effective: self.wanted.effective | self.keep,
+            permitted: self.wanted.permitted | self.keep,
+            ..self.wanted
+        };
+        set_capabilities(None, sets).context(|| "raise a capability".into())
+    }
+
+    /// Leaves the workload what it may have, in one system call.
+    pub fn drop(self) -> Result<()> {
+        set_capabilities(None, self.wanted).context(|| "set the capabilities".into())
+    }
+}
+
+const NONE: CapabilitySets = CapabilitySets {
+    effective: CapabilitySet::empty(),
+    permitted: CapabilitySet::empty(),
+    inheritable: CapabilitySet::empty(),
+};
 
 fn drop_bounding(keep: &BTreeSet<Capability>) -> Result<()> {
     Capability::all()
@@ -51,14 +100,16 @@ fn drop_bounding(keep: &BTreeSet<Capability>) -> Result<()> {
         })
 }
 
-fn set_sets(sets: &Capabilities) -> Result<()> {
+fn wanted(sets: &Capabilities) -> CapabilitySets {
     let set = |of: &BTreeSet<Capability>| of.iter().copied().map(bit).collect::<CapabilitySet>();
-    let wanted = CapabilitySets {
+    CapabilitySets {
         effective: set(&sets.effective),
         permitted: set(&sets.permitted),
         inheritable: set(&sets.inheritable),
-    };
-    set_capabilities(None, wanted).context(|| "set the capabilities".into())?;
+    }
+}
+
+fn raise_ambient(sets: &Capabilities) -> Result<()> {
     clear_ambient_capability_set().context(|| "clear the ambient capabilities".into())?;
     for capability in &sets.ambient {
         // As crun does: an ambient capability that is not permitted and inheritable is left out.

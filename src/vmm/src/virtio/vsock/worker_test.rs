@@ -566,7 +566,7 @@ fn a_receive_buffer_without_room_breaks_the_device() {
 }
 
 /// A flood of packets that need resets, from a guest that takes none: the device goes on listening, since a driver with many
-/// replies of its own to send puts up no buffers until they are taken, and keeps a bounded number.
+/// replies of its own to send puts up no buffers until they are taken.
 #[test]
 fn a_flood_of_refused_packets_is_taken() {
     const FLOOD: usize = MAX_RESETS + 1000;
@@ -587,9 +587,6 @@ fn a_flood_of_refused_packets_is_taken() {
         let used = guest.from_guest.used().len();
         taken += used;
         waiting -= used;
-    }
-    for _ in 0..MAX_RESETS {
-        guest.receive_op(Op::Reset);
     }
 }
 
