@@ -1,5 +1,6 @@
 use super::sizing::Sizing;
 use super::*;
+use crate::settings::Settings;
 use serde_json::{Value, json};
 use workload::Scratch;
 
@@ -35,7 +36,7 @@ fn error(change: impl FnOnce(&mut Value)) -> String {
     change(&mut config);
     let attempt = || -> Result<()> {
         let bundle = TestBundle::new(&config).load()?;
-        let sizing = Sizing::of(&bundle)?;
+        let sizing = Sizing::of(&bundle, &Settings::default())?;
         host::split(&bundle, &sizing)?;
         guest::split(&bundle, "c1", &sizing).map(drop)
     };
@@ -46,7 +47,7 @@ fn error(change: impl FnOnce(&mut Value)) -> String {
 fn a_bundle_is_split() {
     let test = TestBundle::new(&good());
     let bundle = test.load().unwrap();
-    let sizing = Sizing::of(&bundle).unwrap();
+    let sizing = Sizing::of(&bundle, &Settings::default()).unwrap();
     let (workload, environment) = guest::split(&bundle, "c1", &sizing).unwrap();
     assert_eq!(workload.process.args, ["/bin/true"]);
     assert_eq!((workload.process.user.uid, workload.process.user.gid), (7, 8));
@@ -151,11 +152,12 @@ fn sizes_follow_limits_and_annotations() {
     config["linux"]["resources"] = json!({"memory": {"limit": 256 << 20, "swap": -1}, "cpu": {"quota": 50000, "period": 100000}, "devices": [{"allow": false}]});
     config["annotations"] = json!({"io.cwrun.scratch": "2GiB"});
     let bundle = TestBundle::new(&config).load().unwrap();
-    let sizing = Sizing::of(&bundle).unwrap();
+    let sizing = Sizing::of(&bundle, &Settings::default()).unwrap();
     assert_eq!(
         sizing,
         Sizing {
             memory_mib: 256,
+            headroom: 64 << 20,
             vcpus: 1,
             scratch: Scratch::Disk { bytes: 2 << 30 }
         }
@@ -164,7 +166,7 @@ fn sizes_follow_limits_and_annotations() {
     let memory = resources.memory().unwrap();
     assert_eq!(
         (memory.limit(), memory.swap()),
-        (Some((256 << 20) + sizing::VMM_HEADROOM as i64), Some(-1))
+        (Some((256 << 20) + (64 << 20)), Some(-1))
     );
     assert!(resources.devices().is_none());
 }

@@ -1,7 +1,7 @@
 //! The host's half of a bundle: what confines the VMM.
 
 use super::Bundle;
-use super::sizing::{Sizing, VMM_HEADROOM};
+use super::sizing::Sizing;
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::{Hook, LinuxNamespaceType, LinuxResources};
 use std::path::PathBuf;
@@ -143,7 +143,7 @@ fn kind(typ: LinuxNamespaceType) -> Option<Kind> {
 fn adjust(mut resources: LinuxResources, sizing: &Sizing) -> Result<LinuxResources> {
     resources.set_devices(None);
     if let Some(mut memory) = *resources.memory() {
-        let headroom = i64::try_from(VMM_HEADROOM).context("headroom")?;
+        let headroom = i64::try_from(sizing.headroom).context("headroom")?;
         let least = i64::try_from(sizing.memory_mib << 20)
             .context("config.json: linux.resources.memory.limit: too large")?;
         let raise = |limit: Option<i64>| {

@@ -1,23 +1,17 @@
 //! How large the VM is: memory, vCPUs, writable layer.
 
 use super::Bundle;
+use crate::settings::{MAX_VCPUS, Settings};
 use anyhow::{Context, Result, ensure};
 use workload::{Scratch, Workload};
-
-/// Guest memory when the bundle sets no limit, in MiB.
-const DEFAULT_MEMORY_MIB: u64 = 1024;
-/// Most vCPUs that a VM gets without asking.
-const DEFAULT_MAX_VCPUS: u64 = 4;
-/// What the workload may write without asking, in bytes. The file is sparse.
-const DEFAULT_SCRATCH: u64 = 4 << 30;
-/// Memory of the VMM beside the guest's own, in bytes, added to the cgroup's limit.
-pub const VMM_HEADROOM: u64 = 64 << 20;
 
 /// Sizes of one VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sizing {
     /// Guest memory in MiB.
     pub memory_mib: u64,
+    /// Memory of the VMM beside the guest's own, in bytes, added to the cgroup's limit.
+    pub headroom: u64,
     /// Number of virtual processors.
     pub vcpus: u8,
     /// The writable layer.
@@ -25,17 +19,18 @@ pub struct Sizing {
 }
 
 impl Sizing {
-    /// Sizes from annotations, else from the resource limits, else defaults.
-    pub fn of(bundle: &Bundle) -> Result<Self> {
+    /// Sizes from annotations, else from the resource limits, else from the settings.
+    pub fn of(bundle: &Bundle, settings: &Settings) -> Result<Self> {
         Ok(Self {
-            memory_mib: memory_mib(bundle)?,
-            vcpus: vcpus(bundle)?,
-            scratch: scratch(bundle)?,
+            memory_mib: memory_mib(bundle, settings)?,
+            headroom: settings.vm.vmm_headroom,
+            vcpus: vcpus(bundle, settings)?,
+            scratch: scratch(bundle, settings)?,
         })
     }
 }
 
-fn memory_mib(bundle: &Bundle) -> Result<u64> {
+fn memory_mib(bundle: &Bundle, settings: &Settings) -> Result<u64> {
     let resources = bundle
         .spec
         .linux()
@@ -48,7 +43,7 @@ fn memory_mib(bundle: &Bundle) -> Result<u64> {
     let (field, mib) = match (number(bundle, "krun.ram_mib")?, limit) {
         (Some(mib), _) => ("annotation krun.ram_mib", mib),
         (None, Some(limit)) => ("linux.resources.memory.limit", limit.unsigned_abs() >> 20),
-        (None, None) => return Ok(DEFAULT_MEMORY_MIB),
+        (None, None) => return Ok(settings.vm.default_memory >> 20),
     };
     ensure!(
         mib >= vmm::MIN_MEMORY_MIB,
@@ -58,7 +53,7 @@ fn memory_mib(bundle: &Bundle) -> Result<u64> {
     Ok(mib)
 }
 
-fn vcpus(bundle: &Bundle) -> Result<u8> {
+fn vcpus(bundle: &Bundle, settings: &Settings) -> Result<u8> {
     let resources = bundle
         .spec
         .linux()
@@ -73,24 +68,27 @@ fn vcpus(bundle: &Bundle) -> Result<u8> {
     let wanted = match number(bundle, "krun.cpus")? {
         Some(count) => {
             ensure!(
-                (1..=64).contains(&count),
-                "config.json: annotation krun.cpus: {count} is not between 1 and 64"
+                (1..=u64::from(MAX_VCPUS)).contains(&count),
+                "config.json: annotation krun.cpus: {count} is not between 1 and {MAX_VCPUS}"
             );
             count
         }
-        None => quota.unwrap_or(available).min(available).min(DEFAULT_MAX_VCPUS),
+        None => {
+            let most = available.min(u64::from(settings.vm.max_vcpus));
+            quota.unwrap_or(most).min(most)
+        }
     };
-    Ok(u8::try_from(wanted).unwrap_or(64).clamp(1, 64))
+    Ok(u8::try_from(wanted).unwrap_or(MAX_VCPUS).clamp(1, MAX_VCPUS))
 }
 
-fn scratch(bundle: &Bundle) -> Result<Scratch> {
+fn scratch(bundle: &Bundle, settings: &Settings) -> Result<Scratch> {
     const KEY: &str = "io.cwrun.scratch";
     match bundle.annotation(KEY) {
         None => Ok(Scratch::Disk {
-            bytes: DEFAULT_SCRATCH,
+            bytes: settings.vm.default_scratch,
         }),
         Some("ram") => Ok(Scratch::Ram {
-            bytes: memory_mib(bundle)? << 19,
+            bytes: memory_mib(bundle, settings)? << 19,
         }),
         Some(text) => {
             let bytes = parse_size(text).with_context(|| {
@@ -121,7 +119,7 @@ pub fn parse_size_argument(text: &str) -> Result<u64, String> {
 }
 
 /// Bytes from a number with an optional binary unit: `512MiB`, `4g`, `1048576`.
-fn parse_size(text: &str) -> Option<u64> {
+pub fn parse_size(text: &str) -> Option<u64> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
     let shift = match unit.trim().to_ascii_lowercase().as_str() {
