@@ -1,8 +1,9 @@
 //! The cgroup of a VMM: limits on the machine as a whole. Limits inside it are the guest's.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use libcgroups::common::{
-    AnyCgroupManager, CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager,
+    AnyCgroupManager, CgroupConfig, CgroupManager, CgroupSetup, ControllerOpt, create_cgroup_manager,
+    get_cgroup_setup,
 };
 use nix::unistd::Pid;
 use oci_spec::runtime::LinuxResources;
@@ -60,6 +61,9 @@ impl Location {
         let context = || format!("cgroup {}", self.path.display());
         manager.add_task(Pid::from_raw(pid)).with_context(context)?;
         let Some(resources) = resources else { return Ok(()) };
+        if matches!(get_cgroup_setup(), Ok(CgroupSetup::Unified)) {
+            refuse_version_1(resources)?;
+        }
         let options = ControllerOpt {
             resources,
             disable_oom_killer: false,
@@ -92,5 +96,62 @@ impl Location {
             container_name: self.id.clone(),
         };
         create_cgroup_manager(config).with_context(|| format!("cgroup {}", self.path.display()))
+    }
+}
+
+/// What version 2 of cgroups has no file for, and libcgroups passes over. As in crun, it is an error.
+fn refuse_version_1(resources: &LinuxResources) -> Result<()> {
+    let memory = resources.memory().unwrap_or_default();
+    let network = resources.network().as_ref();
+    let network = network.is_some_and(|network| {
+        network.class_id().is_some() || network.priorities().as_ref().is_some_and(|list| !list.is_empty())
+    });
+    for (field, set) in [
+        ("memory.kernel", memory.kernel().is_some()),
+        ("memory.kernelTCP", memory.kernel_tcp().is_some()),
+        ("memory.swappiness", memory.swappiness().is_some()),
+        (
+            "memory.disableOOMKiller",
+            memory.disable_oom_killer() == Some(true),
+        ),
+        ("network", network),
+    ] {
+        ensure!(
+            !set,
+            "config.json: linux.resources.{field}: not possible with version 2 of cgroups, which this host has"
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_version_2_does_not_have_is_refused_by_name() {
+        let check = |value| refuse_version_1(&serde_json::from_value(value).unwrap());
+        check(json!({})).unwrap();
+        check(json!({"memory": {"limit": 1, "disableOOMKiller": false}, "network": {}})).unwrap();
+        for (value, field) in [
+            (
+                json!({"memory": {"swappiness": 0}}),
+                "linux.resources.memory.swappiness:",
+            ),
+            (json!({"memory": {"kernel": 1}}), "linux.resources.memory.kernel:"),
+            (
+                json!({"memory": {"kernelTCP": 1}}),
+                "linux.resources.memory.kernelTCP:",
+            ),
+            (
+                json!({"memory": {"disableOOMKiller": true}}),
+                "linux.resources.memory.disableOOMKiller:",
+            ),
+            (json!({"network": {"classID": 1}}), "linux.resources.network:"),
+        ] {
+            let error = format!("{:#}", check(value).unwrap_err());
+            assert!(error.contains(field), "{field}: {error}");
+        }
     }
 }
