@@ -203,7 +203,7 @@ fn the_vmm_has_its_memory_on_top_of_the_limits() {
 
     let unlimited = resources(json!({"memory": {"limit": 256 << 20, "swap": -1, "reservation": 0}})).unwrap();
     let memory = unlimited.memory().unwrap();
-    assert_eq!((memory.swap(), memory.reservation()), (Some(-1), Some(0)));
+    assert_eq!((memory.swap(), memory.reservation()), (Some(-1), None));
 
     let unified = json!({"memory.max": "268435456", "memory.high": "128M", "memory.low": "max", "memory.min": "0", "memory.swap.max": "7", "cpu.weight": "50"});
     let adjusted = resources(json!({"unified": unified})).unwrap();

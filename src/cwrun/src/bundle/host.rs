@@ -164,7 +164,8 @@ fn adjust(mut resources: LinuxResources, sizing: &Sizing) -> Result<LinuxResourc
     if let Some(mut memory) = *resources.memory() {
         let headroom = i64::try_from(sizing.headroom).context("headroom")?;
         let raise = |limit: Option<i64>| {
-            limit.map(|limit| match limit {
+            // What some engines write for "none given" is 0, which systemd would refuse.
+            limit.filter(|limit| *limit != 0).map(|limit| match limit {
                 1.. => limit.saturating_add(headroom),
                 unlimited => unlimited,
             })
