@@ -5,6 +5,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 /// Lines `key=value` that a script printed.
 struct Facts(BTreeMap<String, String>);
@@ -411,7 +412,26 @@ fn the_bundle_decides_how_large_the_machine_is() {
     let annotated = Bundle::script(script)
         .annotation("krun.ram_mib", "640")
         .annotation("krun.cpus", "3");
-    for (bundle, mib, cpus) in [(limited, 384, "1"), (annotated, 640, "3")] {
+    // The smallest guest, on two processors of the host.
+    let small = Bundle::script(script).with(|config| {
+        config["linux"]["resources"] =
+            json!({"memory": {"limit": 64 << 20, "swap": 64 << 20}, "cpu": {"cpus": "0-1"}});
+    });
+    let root = cwrun.path("image");
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .arg(bed().busybox())
+        .arg(&root)
+        .status();
+    assert!(copied.expect("cp runs").success());
+    fs::write(root.join(".krun_vm.json"), r#"{"cpus": 2, "ram_mib": 200}"#).unwrap();
+    let by_image = Bundle::on(&root, ["sh", "-c", script]);
+    for (bundle, mib, cpus) in [
+        (limited, 384, "1"),
+        (annotated, 640, "3"),
+        (small, 64, "2"),
+        (by_image, 200, "2"),
+    ] {
         let done = cwrun.run("sized", &bundle).finish().ok();
         let facts = Facts::of(&done);
         let seen: u64 = facts.get("mib").parse().unwrap();
@@ -421,4 +441,22 @@ fn the_bundle_decides_how_large_the_machine_is() {
         );
         assert_eq!(facts.get("cpus"), cpus);
     }
+
+    // The guest has all of the limit, because the VMM's own memory is on top of it.
+    let bundle = Bundle::busybox(["true"]).with(|config| {
+        config["linux"]["resources"] = json!({"memory": {"limit": 256 << 20, "swap": 256 << 20}});
+    });
+    let container = cwrun.create("limits", &bundle);
+    let group = fs::read_to_string(format!("/proc/{}/cgroup", container.pid)).unwrap();
+    let group = group
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .expect("cgroup2");
+    let file = |name: &str| fs::read_to_string(format!("/sys/fs/cgroup{group}/{name}")).unwrap();
+    assert_eq!(file("memory.max").trim(), ((256_u64 + 64) << 20).to_string());
+    // A kernel that counts no swap space has no such file.
+    if Path::new(&format!("/sys/fs/cgroup{group}/memory.swap.max")).exists() {
+        assert_eq!(file("memory.swap.max").trim(), "0");
+    }
+    cwrun.ok(["delete", "--force", "limits"]);
 }

@@ -1,12 +1,15 @@
 //! The cgroup of a VMM: limits on the machine as a whole. Limits inside it are the guest's.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use libcgroups::common::{
-    AnyCgroupManager, CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager,
+    AnyCgroupManager, CgroupConfig, CgroupManager, CgroupSetup, ControllerOpt, DEFAULT_CGROUP_ROOT,
+    create_cgroup_manager, get_cgroup_setup,
 };
 use nix::unistd::Pid;
 use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Who manages cgroups, `--cgroup-manager`.
@@ -60,13 +63,21 @@ impl Location {
         let context = || format!("cgroup {}", self.path.display());
         manager.add_task(Pid::from_raw(pid)).with_context(context)?;
         let Some(resources) = resources else { return Ok(()) };
+        let version_2 = matches!(get_cgroup_setup(), Ok(CgroupSetup::Unified));
+        if version_2 {
+            refuse_version_1(resources)?;
+        }
         let options = ControllerOpt {
             resources,
             disable_oom_killer: false,
             oom_score_adj: None,
             freezer_state: None,
         };
-        manager.apply(&options).with_context(context)
+        manager.apply(&options).with_context(context)?;
+        if version_2 && allows_no_swap(resources) {
+            forbid_swap(pid).with_context(context)?;
+        }
+        Ok(())
     }
 
     /// Removes the cgroup, if it is there.
@@ -92,5 +103,99 @@ impl Location {
             container_name: self.id.clone(),
         };
         create_cgroup_manager(config).with_context(|| format!("cgroup {}", self.path.display()))
+    }
+}
+
+/// Whether the limit on memory with swap is the limit on memory. libcgroups takes the difference of 0 for "not given".
+fn allows_no_swap(resources: &LinuxResources) -> bool {
+    let memory = resources.memory().unwrap_or_default();
+    let unified = resources.unified().as_ref();
+    memory.limit().is_some_and(|limit| limit > 0)
+        && memory.swap() == memory.limit()
+        && unified.is_none_or(|files| !files.contains_key("memory.swap.max"))
+}
+
+/// Sets the swap limit of the cgroup that process `pid` is in to 0. A kernel without swap space has no such file.
+fn forbid_swap(pid: i32) -> Result<()> {
+    let path = format!("/proc/{pid}/cgroup");
+    let text = fs::read_to_string(&path).context(path)?;
+    let group = text.lines().find_map(|line| line.strip_prefix("0::"));
+    let group = group.context("the process is in no cgroup of version 2")?;
+    let file = format!("{DEFAULT_CGROUP_ROOT}{group}/memory.swap.max");
+    match fs::write(&file, "0") {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context(file),
+        _ => Ok(()),
+    }
+}
+
+/// What version 2 of cgroups has no file for, and libcgroups passes over. As in crun, it is an error.
+fn refuse_version_1(resources: &LinuxResources) -> Result<()> {
+    let memory = resources.memory().unwrap_or_default();
+    let network = resources.network().as_ref();
+    let network = network.is_some_and(|network| {
+        network.class_id().is_some() || network.priorities().as_ref().is_some_and(|list| !list.is_empty())
+    });
+    for (field, set) in [
+        ("memory.kernel", memory.kernel().is_some()),
+        ("memory.kernelTCP", memory.kernel_tcp().is_some()),
+        ("memory.swappiness", memory.swappiness().is_some()),
+        (
+            "memory.disableOOMKiller",
+            memory.disable_oom_killer() == Some(true),
+        ),
+        ("network", network),
+    ] {
+        ensure!(
+            !set,
+            "config.json: linux.resources.{field}: not possible with version 2 of cgroups, which this host has"
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn equal_limits_mean_no_swap() {
+        let check = |value| allows_no_swap(&serde_json::from_value(value).unwrap());
+        assert!(check(json!({"memory": {"limit": 5, "swap": 5}})));
+        for value in [
+            json!({}),
+            json!({"memory": {"limit": 5}}),
+            json!({"memory": {"limit": 5, "swap": 6}}),
+            json!({"memory": {"limit": -1, "swap": -1}}),
+            json!({"memory": {"limit": 5, "swap": 5}, "unified": {"memory.swap.max": "1"}}),
+        ] {
+            assert!(!check(value.clone()), "{value}");
+        }
+    }
+
+    #[test]
+    fn what_version_2_does_not_have_is_refused_by_name() {
+        let check = |value| refuse_version_1(&serde_json::from_value(value).unwrap());
+        check(json!({})).unwrap();
+        check(json!({"memory": {"limit": 1, "disableOOMKiller": false}, "network": {}})).unwrap();
+        for (value, field) in [
+            (
+                json!({"memory": {"swappiness": 0}}),
+                "linux.resources.memory.swappiness:",
+            ),
+            (json!({"memory": {"kernel": 1}}), "linux.resources.memory.kernel:"),
+            (
+                json!({"memory": {"kernelTCP": 1}}),
+                "linux.resources.memory.kernelTCP:",
+            ),
+            (
+                json!({"memory": {"disableOOMKiller": true}}),
+                "linux.resources.memory.disableOOMKiller:",
+            ),
+            (json!({"network": {"classID": 1}}), "linux.resources.network:"),
+        ] {
+            let error = format!("{:#}", check(value).unwrap_err());
+            assert!(error.contains(field), "{field}: {error}");
+        }
     }
 }

@@ -6,6 +6,7 @@
 //!                    ──► launch    namespaces, cgroup, hooks, confinement
 //!                    ──► machine   the VMM process: boots (crate vmm) and serves the guest
 //!                    ──► state     what is known between commands
+//!   settings ──► what cwrun.toml sets, read once by the commands that depend on it
 //! ```
 
 mod bundle;
@@ -23,6 +24,7 @@ mod machine;
 mod mkcw_disk;
 mod overlay;
 mod root_disk;
+mod settings;
 mod signal;
 mod signal_fd;
 mod state;
@@ -30,6 +32,7 @@ mod state;
 use anyhow::Result;
 use clap::Parser;
 use cli::{Cli, Command};
+use settings::Settings;
 use std::os::fd::RawFd;
 use std::process::ExitCode;
 
@@ -54,9 +57,9 @@ fn main() -> ExitCode {
 fn dispatch(cli: &Cli, inherited: &[RawFd]) -> Result<u8> {
     let global = &cli.global;
     match &cli.command {
-        Command::Run(args) => return commands::run::run(global, args, inherited),
         Command::Exec(args) => return commands::exec::run(global, args, inherited),
-        Command::Create(args) => commands::create::run(global, args, inherited),
+        Command::Run(args) => return commands::run::run(global, &Settings::load()?, args, inherited),
+        Command::Create(args) => commands::create::run(global, &Settings::load()?, args, inherited),
         Command::Start(args) => commands::start::run(global, args),
         Command::State(args) => commands::state::run(global, args),
         Command::Kill(args) => commands::kill::run(global, args),

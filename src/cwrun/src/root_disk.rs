@@ -10,6 +10,7 @@
 use crate::bundle::Bundle;
 use crate::mkcw_disk;
 use crate::overlay::Overlay;
+use crate::settings;
 use anyhow::{Context, Result};
 use disk::cache::{Cache, Entry};
 use disk::{LayerDir, Markers, Options, Tree, Unlock};
@@ -19,9 +20,6 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use workload::protocol::Keys;
 use workload::{Crypt, Hex, Layer, RootFs, Scratch, Verity, VolumeKey, Workload};
-
-/// Size of the cache, in bytes, above which the least recently used disks are removed.
-const CACHE_LIMIT: u64 = 32 << 30;
 
 /// Room behind the writable layer's data for what keeps it from being changed: 32 bytes of tag for each 4096, and a superblock.
 /// Generous, as the file is sparse.
@@ -85,7 +83,7 @@ impl Stack {
 }
 
 /// The disk for the root file system of this bundle: its own, from the cache, or converted now.
-pub fn obtain(bundle: &Bundle) -> Result<RootDisk> {
+pub fn obtain(bundle: &Bundle, cache: &settings::Cache) -> Result<RootDisk> {
     let rootfs = &bundle.rootfs;
     let disk = || {
         if let Some(disk) = mkcw_disk::find(rootfs)? {
@@ -97,18 +95,20 @@ pub fn obtain(bundle: &Bundle) -> Result<RootDisk> {
             });
         }
         let stacked = match Overlay::mounted_on(rootfs)? {
-            Some(overlay) => stack(&overlay)?,
+            Some(overlay) => stack(&overlay, cache)?,
             None => None,
         };
-        stacked.map_or_else(|| whole(rootfs), Ok).map(RootDisk::from)
+        stacked
+            .map_or_else(|| whole(rootfs, cache), Ok)
+            .map(RootDisk::from)
     };
     disk().with_context(|| format!("root file system {}", rootfs.display()))
 }
 
 /// The root file system as it shows.
-fn whole(rootfs: &Path) -> Result<Stack> {
+fn whole(rootfs: &Path, cache: &settings::Cache) -> Result<Stack> {
     let tree = Tree::scan_as(rootfs, Markers::Shown)?;
-    let entry = open_cache()?.get_or_build(&tree, &Options::default())?;
+    let entry = open_cache(cache)?.get_or_build(&tree, &Options::default())?;
     tracing::debug!(
         cached = entry.cached,
         "root disk of {} bytes",
@@ -120,7 +120,7 @@ fn whole(rootfs: &Path) -> Result<Stack> {
 }
 
 /// The layers of an overlay, unless a guest could not stack them as the host does.
-fn stack(overlay: &Overlay) -> Result<Option<Stack>> {
+fn stack(overlay: &Overlay, cache: &settings::Cache) -> Result<Option<Stack>> {
     let mut layers = Vec::with_capacity(overlay.layers.len());
     for path in &overlay.layers {
         match LayerDir::examine(path, overlay.user)? {
@@ -131,7 +131,7 @@ fn stack(overlay: &Overlay) -> Result<Option<Stack>> {
     if layers.len() + usize::from(overlay.upper.is_some()) > Workload::MAX_LAYERS {
         return Ok(None);
     }
-    match stack_layers(overlay, &layers) {
+    match stack_layers(overlay, &layers, cache) {
         Ok(disk) => Ok(Some(disk)),
         Err(error) if matches!(error.downcast_ref(), Some(disk::Error::Marker { .. })) => {
             tracing::debug!("the root file system is converted as a whole: {error:#}");
@@ -141,8 +141,8 @@ fn stack(overlay: &Overlay) -> Result<Option<Stack>> {
     }
 }
 
-fn stack_layers(overlay: &Overlay, layers: &[LayerDir]) -> Result<Stack> {
-    let (cache, options) = (open_cache()?, Options::default());
+fn stack_layers(overlay: &Overlay, layers: &[LayerDir], place: &settings::Cache) -> Result<Stack> {
+    let (cache, options) = (open_cache(place)?, Options::default());
     let mut disk = Stack::default();
     for layer in layers {
         let entry = cache.get_or_build_layer(layer, &options)?;
@@ -157,7 +157,7 @@ fn stack_layers(overlay: &Overlay, layers: &[LayerDir]) -> Result<Stack> {
     if let Some(upper) = &overlay.upper {
         // Even without a file in it: the attributes of `/` are those of this directory.
         let tree = Tree::scan_as(upper, Markers::Layer { user: overlay.user })?;
-        let (image, unlock) = (unnamed_file()?, Unlock::generate()?);
+        let (image, unlock) = (unnamed_file(place)?, Unlock::generate()?);
         let layout = tree.build(&image, &unlock, &options)?.layout;
         disk.push(image, unlock.volume_key(), &layout);
     }
@@ -165,34 +165,34 @@ fn stack_layers(overlay: &Overlay, layers: &[LayerDir]) -> Result<Stack> {
 }
 
 /// Removes what a conversion left that was killed.
-pub fn tidy() -> Result<()> {
-    Ok(open_cache()?.tidy()?)
+pub fn tidy(cache: &settings::Cache) -> Result<()> {
+    Ok(open_cache(cache)?.tidy()?)
 }
 
 /// The disk cache.
-pub fn open_cache() -> Result<Cache> {
-    let dir = cache_dir()?;
+pub fn open_cache(cache: &settings::Cache) -> Result<Cache> {
+    let dir = cache_dir(cache)?;
     DirBuilder::new()
         .recursive(true)
         .create(&dir)
         .with_context(|| format!("cache directory {}", dir.display()))?;
-    Ok(Cache::open(&dir.join("disks"), CACHE_LIMIT)?)
+    Ok(Cache::open(&dir.join("disks"), cache.limit)?)
 }
 
 /// A sparse file for the writable layer.
-pub fn scratch(scratch: &Scratch) -> Result<Option<File>> {
+pub fn scratch(scratch: &Scratch, cache: &settings::Cache) -> Result<Option<File>> {
     let Scratch::Disk { bytes } = scratch else {
         return Ok(None);
     };
-    let file = unnamed_file()?;
+    let file = unnamed_file(cache)?;
     file.set_len(bytes + bytes / TAGS_PER + TAGS_FIXED)
         .context("scratch file")?;
     Ok(Some(file))
 }
 
 /// A file of one container. It has no name, so it goes when the VMM does, however that ends.
-fn unnamed_file() -> Result<File> {
-    let dir = cache_dir()?.join("scratch");
+fn unnamed_file(cache: &settings::Cache) -> Result<File> {
+    let dir = cache_dir(cache)?.join("scratch");
     let open = || -> std::io::Result<File> {
         DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
@@ -201,10 +201,11 @@ fn unnamed_file() -> Result<File> {
     open().with_context(|| format!("scratch file in {}", dir.display()))
 }
 
-/// `CWRUN_CACHE_DIR`, or the default for this user.
-fn cache_dir() -> Result<PathBuf> {
-    if let Some(dir) = std::env::var_os("CWRUN_CACHE_DIR") {
-        return Ok(PathBuf::from(dir));
+/// `CWRUN_CACHE_DIR`, else what the settings say, else the default for this user.
+fn cache_dir(cache: &settings::Cache) -> Result<PathBuf> {
+    let given = std::env::var_os("CWRUN_CACHE_DIR").map(PathBuf::from);
+    if let Some(dir) = given.or_else(|| cache.directory.clone()) {
+        return Ok(dir);
     }
     if rustix::process::geteuid().is_root() {
         return Ok(PathBuf::from("/var/cache/cwrun"));
@@ -213,6 +214,7 @@ fn cache_dir() -> Result<PathBuf> {
     let base = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(home);
-    base.map(|base| base.join("cwrun"))
-        .context("neither XDG_CACHE_HOME nor HOME is set: set CWRUN_CACHE_DIR")
+    base.map(|base| base.join("cwrun")).context(
+        "neither XDG_CACHE_HOME nor HOME is set: set CWRUN_CACHE_DIR, or cache.directory in cwrun.toml",
+    )
 }

@@ -1,7 +1,7 @@
 use super::sizing::Sizing;
 use super::*;
+use crate::settings::Settings;
 use serde_json::{Value, json};
-use workload::Scratch;
 
 /// A configuration that is accepted, to be changed by each test.
 fn good() -> Value {
@@ -34,8 +34,9 @@ fn error(change: impl FnOnce(&mut Value)) -> String {
     let mut config = good();
     change(&mut config);
     let attempt = || -> Result<()> {
-        let bundle = TestBundle::new(&config).load()?;
-        let sizing = Sizing::of(&bundle)?;
+        let test = TestBundle::new(&config);
+        let bundle = test.load()?;
+        let sizing = Sizing::of(&bundle, &Settings::default())?;
         host::split(&bundle, &sizing)?;
         guest::split(&bundle, "c1", &sizing).map(drop)
     };
@@ -46,7 +47,7 @@ fn error(change: impl FnOnce(&mut Value)) -> String {
 fn a_bundle_is_split() {
     let test = TestBundle::new(&good());
     let bundle = test.load().unwrap();
-    let sizing = Sizing::of(&bundle).unwrap();
+    let sizing = Sizing::of(&bundle, &Settings::default()).unwrap();
     let (workload, environment) = guest::split(&bundle, "c1", &sizing).unwrap();
     assert_eq!(workload.process.args, ["/bin/true"]);
     assert_eq!((workload.process.user.uid, workload.process.user.gid), (7, 8));
@@ -66,7 +67,7 @@ fn a_bundle_is_split() {
 #[test]
 fn errors_name_the_field() {
     type Change = fn(&mut Value);
-    let cases: [(Change, &str); 20] = [
+    let cases: [(Change, &str); 27] = [
         (|c| c["ociVersion"] = json!("2.0.0"), "ociVersion: \"2.0.0\""),
         (
             |c| drop(c.as_object_mut().unwrap().remove("root")),
@@ -138,6 +139,36 @@ fn errors_name_the_field() {
             |c| c["annotations"] = json!({"krun.cpus": "0"}),
             "krun.cpus: 0 is not between",
         ),
+        (
+            |c| c["annotations"] = json!({"io.cwrun.scratsh": "1GiB"}),
+            "annotation io.cwrun.scratsh: unknown",
+        ),
+        (
+            |c| c["annotations"] = json!({"run.oci.handler": "wasm"}),
+            "annotation run.oci.handler: \"wasm\"",
+        ),
+        (
+            |c| c["linux"]["resources"] = json!({"rdma": {"mlx5_1": {"hcaHandles": 3}}}),
+            "linux.resources.rdma: not supported",
+        ),
+        (
+            |c| c["linux"]["resources"] = json!({"unified": {"memory.max": "lots"}}),
+            "linux.resources.unified: memory.max: \"lots\"",
+        ),
+        (
+            |c| c["linux"]["memoryPolicy"] = json!({"mode": "MPOL_BIND", "nodes": "0"}),
+            "linux.memoryPolicy: not supported",
+        ),
+        (
+            |c| c["vm"] = json!({"kernel": {"path": "/vmlinuz"}}),
+            "vm: not supported",
+        ),
+        (
+            |c| {
+                c["linux"]["devices"] = json!([{"path": "/dev/nothing", "type": "c", "major": 1, "minor": 3}])
+            },
+            "linux.devices[0]: /dev/nothing (1:3)",
+        ),
     ];
     for (change, expected) in cases {
         let message = error(change);
@@ -145,28 +176,52 @@ fn errors_name_the_field() {
     }
 }
 
-#[test]
-fn sizes_follow_limits_and_annotations() {
+/// The limits of the VMM's cgroup for a bundle with these.
+fn resources(resources: Value) -> Result<oci_spec::runtime::LinuxResources> {
     let mut config = good();
-    config["linux"]["resources"] = json!({"memory": {"limit": 256 << 20, "swap": -1}, "cpu": {"quota": 50000, "period": 100000}, "devices": [{"allow": false}]});
-    config["annotations"] = json!({"io.cwrun.scratch": "2GiB"});
-    let bundle = TestBundle::new(&config).load().unwrap();
-    let sizing = Sizing::of(&bundle).unwrap();
+    config["linux"]["resources"] = resources;
+    let test = TestBundle::new(&config);
+    let bundle = test.load()?;
+    let sizing = Sizing::of(&bundle, &Settings::default())?;
+    Ok(host::split(&bundle, &sizing)?.resources.unwrap())
+}
+
+#[test]
+fn the_vmm_has_its_memory_on_top_of_the_limits() {
+    const HEADROOM: i64 = 64 << 20;
+    let limits = json!({"memory": {"limit": 256 << 20, "swap": 384 << 20, "reservation": 128 << 20}, "devices": [{"allow": false}]});
+    let adjusted = resources(limits).unwrap();
+    let memory = adjusted.memory().unwrap();
+    assert_eq!(memory.limit(), Some((256 << 20) + HEADROOM));
     assert_eq!(
-        sizing,
-        Sizing {
-            memory_mib: 256,
-            vcpus: 1,
-            scratch: Scratch::Disk { bytes: 2 << 30 }
-        }
+        memory.swap(),
+        Some((384 << 20) + HEADROOM),
+        "128 MiB of swap space stay"
     );
-    let resources = host::split(&bundle, &sizing).unwrap().resources.unwrap();
-    let memory = resources.memory().unwrap();
-    assert_eq!(
-        (memory.limit(), memory.swap()),
-        (Some((256 << 20) + sizing::VMM_HEADROOM as i64), Some(-1))
-    );
-    assert!(resources.devices().is_none());
+    assert_eq!(memory.reservation(), Some((128 << 20) + HEADROOM));
+    assert!(adjusted.devices().is_none());
+
+    let unlimited = resources(json!({"memory": {"limit": 256 << 20, "swap": -1, "reservation": 0}})).unwrap();
+    let memory = unlimited.memory().unwrap();
+    assert_eq!((memory.swap(), memory.reservation()), (Some(-1), None));
+
+    let unified = json!({"memory.max": "268435456", "memory.high": "128M", "memory.low": "max", "memory.min": "0", "memory.swap.max": "7", "cpu.weight": "50"});
+    let adjusted = resources(json!({"unified": unified})).unwrap();
+    let file = |name: &str| adjusted.unified().as_ref().unwrap()[name].clone();
+    assert_eq!(file("memory.max"), ((256 << 20) + HEADROOM).to_string());
+    assert_eq!(file("memory.high"), ((128 << 20) + HEADROOM).to_string());
+    assert_eq!([file("memory.low"), file("memory.min")], ["max", "0"]);
+    assert_eq!([file("memory.swap.max"), file("cpu.weight")], ["7", "50"]);
+}
+
+#[test]
+fn a_limit_on_processes_leaves_room_for_the_vmm() {
+    let limit = |limit: i64| {
+        let resources = resources(json!({"pids": {"limit": limit}})).unwrap();
+        resources.pids().unwrap().limit()
+    };
+    assert!((34..100).contains(&limit(1)), "{}", limit(1));
+    assert_eq!([limit(-1), limit(i64::MAX)], [-1, i64::MAX]);
 }
 
 #[test]

@@ -7,19 +7,20 @@ use super::sizing::Sizing;
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::{LinuxCapabilities, LinuxDevice, LinuxDeviceType, Process as OciProcess};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use workload::{Capabilities, Capability, Environment, Process, Rlimit, RootFs, User, Workload};
 
-/// Character devices that every guest has: major, minor.
-const GUEST_DEVICES: [(i64, i64); 9] = [
-    (1, 3),
-    (1, 5),
-    (1, 7),
-    (1, 8),
-    (1, 9),
-    (5, 0),
-    (5, 1),
-    (5, 2),
-    (10, 229),
+/// Character devices that a guest has: path, major, minor.
+const GUEST_DEVICES: [(&str, i64, i64); 9] = [
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+    ("/dev/console", 5, 1),
+    ("/dev/ptmx", 5, 2),
+    ("/dev/fuse", 10, 229),
 ];
 
 /// Splits off what the guest enforces. The Workload's root is left empty, for the caller to fill once the root file
@@ -179,11 +180,26 @@ fn refuse_unsupported(bundle: &Bundle, process: &OciProcess) -> Result<()> {
     {
         return refuse("hooks.startContainer");
     }
+    if bundle.spec.vm().is_some() {
+        return refuse("vm");
+    }
+    let labels = [
+        ("process.apparmorProfile", process.apparmor_profile()),
+        ("process.selinuxLabel", process.selinux_label()),
+    ];
+    for (field, label) in labels {
+        if label.as_ref().is_some_and(|label| !label.is_empty()) {
+            tracing::warn!("config.json: {field}: labels of the host mean nothing inside the guest, ignored");
+        }
+    }
     let Some(linux) = bundle.spec.linux() else {
         return Ok(());
     };
     if linux.intel_rdt().is_some() {
         return refuse("linux.intelRdt");
+    }
+    if linux.memory_policy().is_some() {
+        return refuse("linux.memoryPolicy");
     }
     if linux.personality().is_some() {
         return refuse("linux.personality");
@@ -228,7 +244,10 @@ pub fn refuse_unsupported_process(process: &OciProcess) -> Result<()> {
 fn check_device(index: usize, device: &LinuxDevice) -> Result<()> {
     let character = matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U);
     ensure!(
-        character && GUEST_DEVICES.contains(&(device.major(), device.minor())),
+        character
+            && GUEST_DEVICES.iter().any(|(path, major, minor)| {
+                (device.path().as_path(), device.major(), device.minor()) == (Path::new(path), *major, *minor)
+            }),
         "config.json: linux.devices[{index}]: {} ({}:{}) does not exist in a guest",
         device.path().display(),
         device.major(),

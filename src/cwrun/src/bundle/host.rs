@@ -1,9 +1,10 @@
 //! The host's half of a bundle: what confines the VMM.
 
 use super::Bundle;
-use super::sizing::{Sizing, VMM_HEADROOM};
+use super::sizing::{Sizing, unified_bytes};
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::{Hook, LinuxNamespaceType, LinuxResources};
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 /// A namespace of the VMM process.
@@ -125,40 +126,83 @@ pub fn split(bundle: &Bundle, sizing: &Sizing) -> Result<HostSpec> {
     })
 }
 
+/// Types of `linux.namespaces`, and what the VMM gets.
+pub const NAMESPACES: [(LinuxNamespaceType, Option<Kind>); 8] = [
+    (LinuxNamespaceType::User, Some(Kind::User)),
+    (LinuxNamespaceType::Cgroup, Some(Kind::Cgroup)),
+    (LinuxNamespaceType::Ipc, Some(Kind::Ipc)),
+    (LinuxNamespaceType::Uts, Some(Kind::Uts)),
+    (LinuxNamespaceType::Network, Some(Kind::Net)),
+    (LinuxNamespaceType::Pid, Some(Kind::Pid)),
+    (LinuxNamespaceType::Time, Some(Kind::Time)),
+    (LinuxNamespaceType::Mount, None),
+];
+
+/// Names of the hooks that run ([`Hooks`]).
+pub const HOOKS: [&str; 5] = [
+    "prestart",
+    "createRuntime",
+    "createContainer",
+    "poststart",
+    "poststop",
+];
+
 fn kind(typ: LinuxNamespaceType) -> Option<Kind> {
-    match typ {
-        LinuxNamespaceType::User => Some(Kind::User),
-        LinuxNamespaceType::Cgroup => Some(Kind::Cgroup),
-        LinuxNamespaceType::Ipc => Some(Kind::Ipc),
-        LinuxNamespaceType::Uts => Some(Kind::Uts),
-        LinuxNamespaceType::Network => Some(Kind::Net),
-        LinuxNamespaceType::Pid => Some(Kind::Pid),
-        LinuxNamespaceType::Time => Some(Kind::Time),
-        LinuxNamespaceType::Mount => None,
-    }
+    NAMESPACES.iter().find(|(known, _)| *known == typ)?.1
 }
 
-/// Limits meant for a workload, made to fit the VMM that carries it: the memory limit is the guest's memory, so the cgroup
-/// gets the VMM's own on top; device rules are left out, because the VMM has an empty root and only the devices it opened.
+/// Files of cgroup version 2 whose value counts the VMM's memory too.
+const UNIFIED_MEMORY: [&str; 4] = ["memory.min", "memory.low", "memory.high", "memory.max"];
+/// Threads of a VMM beside those of its vCPUs, generously.
+const VMM_THREADS: i64 = 32;
+
+/// Limits meant for a workload, made to fit the VMM that carries it. The memory limit is the guest's memory, so the cgroup gets
+/// the VMM's own on top, and so does what it may use with swap (which includes the memory) and what is reserved for it. Tasks in
+/// the cgroup are threads of the VMM. Device rules are left out, because the VMM has an empty root and only the devices it opened.
 fn adjust(mut resources: LinuxResources, sizing: &Sizing) -> Result<LinuxResources> {
     resources.set_devices(None);
     if let Some(mut memory) = *resources.memory() {
-        let headroom = i64::try_from(VMM_HEADROOM).context("headroom")?;
-        let least = i64::try_from(sizing.memory_mib << 20)
-            .context("config.json: linux.resources.memory.limit: too large")?;
+        let headroom = i64::try_from(sizing.headroom).context("headroom")?;
         let raise = |limit: Option<i64>| {
-            limit.map(|limit| {
-                if limit > 0 {
-                    limit.max(least).saturating_add(headroom)
-                } else {
-                    limit
-                }
+            // What some engines write for "none given" is 0, which systemd would refuse.
+            limit.filter(|limit| *limit != 0).map(|limit| match limit {
+                1.. => limit.saturating_add(headroom),
+                unlimited => unlimited,
             })
         };
         let (limit, swap) = (raise(memory.limit()), raise(memory.swap()));
-        memory.set_limit(limit).set_swap(swap);
+        let reservation = raise(memory.reservation());
+        memory
+            .set_limit(limit)
+            .set_swap(swap)
+            .set_reservation(reservation);
         resources.set_memory(Some(memory));
     }
+    if let Some(mut pids) = *resources.pids()
+        && pids.limit() >= 0
+    {
+        tracing::warn!(
+            "config.json: linux.resources.pids.limit: not applied inside the guest by this release"
+        );
+        pids.set_limit(pids.limit().saturating_add(VMM_THREADS + i64::from(sizing.vcpus)));
+        resources.set_pids(Some(pids));
+    }
+    if let Some(mut files) = resources.unified().clone() {
+        for name in UNIFIED_MEMORY {
+            let Some(text) = files.get_mut(name) else { continue };
+            let bytes = unified_bytes(text)
+                .with_context(|| format!("config.json: linux.resources.unified: {name}"))?;
+            // Without a minimum nothing is promised, to the VMM neither.
+            if let Some(bytes) = bytes.filter(|bytes| *bytes > 0) {
+                *text = bytes.saturating_add(sizing.headroom).to_string();
+            }
+        }
+        resources.set_unified(Some(files));
+    }
+    ensure!(
+        resources.rdma().as_ref().is_none_or(HashMap::is_empty),
+        "config.json: linux.resources.rdma: not supported"
+    );
     Ok(resources)
 }
 

@@ -4,12 +4,15 @@
 //!   config.json ─► Bundle ─┬─► HostSpec                  host.rs   confines the VMM
 //!                          ├─► Workload, Environment     guest.rs  what the guest enforces
 //!                          └─► Sizing                    sizing.rs how large the VM is
+//!   rootfs/.krun_vm.json, annotations ───► Requests        krun.rs   what is asked of crun's krun handler
 //! ```
 //!
 //! A field that none of them can honour is an error that names it.
 
+pub mod annotations;
 pub mod guest;
 pub mod host;
+mod krun;
 pub mod mounts;
 pub mod seccomp;
 pub mod sizing;
@@ -40,7 +43,9 @@ impl Bundle {
         let bytes = fs::read(&path).with_context(|| format!("configuration {}", path.display()))?;
         let spec = parse(&bytes).with_context(|| format!("configuration {}", path.display()))?;
         let rootfs = rootfs(&dir, &spec)?;
-        Ok(Self { dir, rootfs, spec })
+        let bundle = Self { dir, rootfs, spec };
+        annotations::check(&bundle)?;
+        Ok(bundle)
     }
 
     /// The value of an annotation, if the bundle has it.

@@ -116,18 +116,15 @@ fn place_bind(
         .source()
         .as_ref()
         .with_context(|| format!("source: missing (bind mount on {destination})"))?;
+    if let Some(option) = options.data.first() {
+        bail!("options: {option:?} is not supported on a bind mount ({destination})");
+    }
     let source: PathBuf = bundle.join(source);
     let meta = fs::metadata(&source)
         .with_context(|| format!("source: {} (bind mount on {destination})", source.display()))?;
     let kind = meta.file_type();
     if kind.is_file() {
-        return inject(
-            &source,
-            &meta,
-            destination,
-            options.flags.contains(&MountFlag::Ro),
-        )
-        .map(Placed::File);
+        return inject(&source, &meta, destination, &options.flags).map(Placed::File);
     }
     if kind.is_dir() && destination == "/dev/shm" {
         return shm(&source, options.flags).map(Placed::Guest);
@@ -144,7 +141,13 @@ fn place_bind(
     )
 }
 
-fn inject(source: &Path, meta: &fs::Metadata, destination: String, readonly: bool) -> Result<InjectedFile> {
+/// A copy whose mode lacks what the flags forbid, since there is no mount to forbid it.
+fn inject(
+    source: &Path,
+    meta: &fs::Metadata,
+    destination: String,
+    flags: &BTreeSet<MountFlag>,
+) -> Result<InjectedFile> {
     ensure!(
         meta.len() <= Environment::MAX_FILE_BYTES as u64,
         "source: {} has {} bytes, more than the {} that can be copied into a guest",
@@ -153,13 +156,17 @@ fn inject(source: &Path, meta: &fs::Metadata, destination: String, readonly: boo
         Environment::MAX_FILE_BYTES
     );
     let content = fs::read(source).with_context(|| format!("source: {}", source.display()))?;
-    let mode = meta.mode() & 0o7777;
+    let forbidden = [(MountFlag::Nosuid, 0o6000_u32), (MountFlag::Noexec, 0o111)];
+    let mode = forbidden
+        .iter()
+        .filter(|(flag, _)| flags.contains(flag))
+        .fold(meta.mode() & 0o7777, |mode, (_, bits)| mode & !bits);
     Ok(InjectedFile {
         destination,
         mode,
         uid: meta.uid(),
         gid: meta.gid(),
-        readonly,
+        readonly: flags.contains(&MountFlag::Ro),
         content: Blob(content),
     })
 }
@@ -182,33 +189,55 @@ fn shm(source: &Path, mut flags: BTreeSet<MountFlag>) -> Result<Mount> {
     })
 }
 
-/// Options that set (`true`) or clear a flag of mount(2).
-const FLAG_OPTIONS: [(&str, MountFlag, bool); 18] = [
+/// Options that set (`true`) or clear a flag of mount(2). Those with an `r` in front are for mounts below as well: a file system
+/// that a guest has just made has none, and neither has a file.
+pub const FLAG_OPTIONS: [(&str, MountFlag, bool); 34] = [
     ("ro", MountFlag::Ro, true),
+    ("rro", MountFlag::Ro, true),
     ("rw", MountFlag::Ro, false),
+    ("rrw", MountFlag::Ro, false),
     ("nosuid", MountFlag::Nosuid, true),
+    ("rnosuid", MountFlag::Nosuid, true),
     ("suid", MountFlag::Nosuid, false),
+    ("rsuid", MountFlag::Nosuid, false),
     ("nodev", MountFlag::Nodev, true),
+    ("rnodev", MountFlag::Nodev, true),
     ("dev", MountFlag::Nodev, false),
+    ("rdev", MountFlag::Nodev, false),
     ("noexec", MountFlag::Noexec, true),
+    ("rnoexec", MountFlag::Noexec, true),
     ("exec", MountFlag::Noexec, false),
+    ("rexec", MountFlag::Noexec, false),
     ("sync", MountFlag::Sync, true),
     ("async", MountFlag::Sync, false),
     ("dirsync", MountFlag::Dirsync, true),
     ("noatime", MountFlag::Noatime, true),
+    ("rnoatime", MountFlag::Noatime, true),
     ("atime", MountFlag::Noatime, false),
+    ("ratime", MountFlag::Noatime, false),
     ("nodiratime", MountFlag::Nodiratime, true),
+    ("rnodiratime", MountFlag::Nodiratime, true),
     ("diratime", MountFlag::Nodiratime, false),
+    ("rdiratime", MountFlag::Nodiratime, false),
     ("relatime", MountFlag::Relatime, true),
+    ("rrelatime", MountFlag::Relatime, true),
     ("norelatime", MountFlag::Relatime, false),
+    ("rnorelatime", MountFlag::Relatime, false),
     ("strictatime", MountFlag::Strictatime, true),
+    ("rstrictatime", MountFlag::Strictatime, true),
+    ("nostrictatime", MountFlag::Strictatime, false),
 ];
+
+/// Options that make a mount a bind mount.
+pub const BIND_OPTIONS: [&str; 2] = ["bind", "rbind"];
+
+/// Options of OCI that travel to the guest among those of the file system.
+pub const GUEST_OPTIONS: [&str; 1] = ["tmpcopyup"];
 
 /// Options without effect here: the kernel's own defaults, and propagation between namespaces, which a guest of its own has
 /// nobody to propagate to.
-const NEUTRAL_OPTIONS: [&str; 10] = [
+pub const NEUTRAL_OPTIONS: [&str; 9] = [
     "defaults",
-    "nostrictatime",
     "private",
     "rprivate",
     "slave",
@@ -228,7 +257,7 @@ fn parse_options(options: &[String]) -> Result<Options> {
             continue;
         }
         match option {
-            "bind" | "rbind" => parsed.bind = true,
+            _ if BIND_OPTIONS.contains(&option) => parsed.bind = true,
             "idmap" | "ridmap" => bail!("ID-mapped mounts are not supported"),
             _ if option.starts_with("idmap=") || option.starts_with("ridmap=") => {
                 bail!("ID-mapped mounts are not supported")

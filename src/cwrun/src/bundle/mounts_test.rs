@@ -41,6 +41,41 @@ fn a_bound_file_is_copied_with_its_mode() {
 }
 
 #[test]
+fn a_bound_file_is_without_what_its_options_forbid() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tool");
+    std::fs::write(&path, "#!/bin/sh\n").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o4755)).unwrap();
+    for (options, readonly, mode) in [
+        (json!(["rbind", "rprivate"]), false, 0o4755),
+        (json!(["bind", "nosuid", "rro"]), true, 0o755),
+        (json!(["bind", "noexec", "ro", "rw"]), false, 0o4644),
+    ] {
+        let value = json!([{"destination": "/tool", "type": "bind", "source": "tool", "options": options}]);
+        let placed = place_in(dir.path(), value).unwrap();
+        let [Placed::File(file)] = &placed[..] else {
+            panic!("{placed:?}")
+        };
+        assert_eq!((file.readonly, file.mode), (readonly, mode), "{options}");
+    }
+}
+
+#[test]
+fn every_option_is_of_one_kind() {
+    let flags = FLAG_OPTIONS.iter().map(|(name, _, _)| *name);
+    let mut all: Vec<_> = flags
+        .chain(BIND_OPTIONS)
+        .chain(GUEST_OPTIONS)
+        .chain(NEUTRAL_OPTIONS)
+        .collect();
+    let count = all.len();
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(all.len(), count);
+}
+
+#[test]
 fn shared_memory_keeps_its_size() {
     let value =
         json!([{"destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": ["bind"]}]);
@@ -84,6 +119,10 @@ fn what_cant_be_shared_is_refused_by_name() {
         (
             json!({"destination": "/x", "type": "tmpfs", "options": ["idmap"]}),
             "ID-mapped",
+        ),
+        (
+            json!({"destination": "/x", "type": "bind", "source": "big", "options": ["bind", "nosymfollow"]}),
+            "options: \"nosymfollow\" is not supported on a bind mount (/x)",
         ),
         (
             json!({"destination": "/x", "type": "bind", "source": "big"}),

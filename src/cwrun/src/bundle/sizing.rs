@@ -1,96 +1,250 @@
 //! How large the VM is: memory, vCPUs, writable layer.
+//!
+//! ```text
+//!            asked for: annotation krun.*, /.krun_vm.json       else: the limits            else
+//!   memory   at most the memory limit                           memory limit                vm.default_memory
+//!   vCPUs    1 to 64                                            CPU quota, cpuset, host,    processors of the host,
+//!                                                               at most vm.max_vcpus        at most vm.max_vcpus
+//! ```
 
-use super::Bundle;
-use anyhow::{Context, Result, ensure};
+use super::krun::{self, Asked, Requests};
+use super::{Bundle, annotations};
+use crate::settings::{MAX_VCPUS, Settings};
+use anyhow::{Context, Result, bail, ensure};
+use oci_spec::runtime::LinuxResources;
 use workload::{Scratch, Workload};
-
-/// Guest memory when the bundle sets no limit, in MiB.
-const DEFAULT_MEMORY_MIB: u64 = 1024;
-/// Most vCPUs that a VM gets without asking.
-const DEFAULT_MAX_VCPUS: u64 = 4;
-/// What the workload may write without asking, in bytes. The file is sparse.
-const DEFAULT_SCRATCH: u64 = 4 << 30;
-/// Memory of the VMM beside the guest's own, in bytes, added to the cgroup's limit.
-pub const VMM_HEADROOM: u64 = 64 << 20;
 
 /// Sizes of one VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sizing {
     /// Guest memory in MiB.
     pub memory_mib: u64,
+    /// Memory of the VMM beside the guest's own, in bytes: the cgroup's limit is that much higher than the guest's memory.
+    pub headroom: u64,
     /// Number of virtual processors.
     pub vcpus: u8,
     /// The writable layer.
     pub scratch: Scratch,
 }
 
+/// What a guest's size is bounded by.
+struct Host {
+    /// Processors that this process may use.
+    processors: u64,
+    /// Memory in MiB.
+    memory_mib: u64,
+}
+
 impl Sizing {
-    /// Sizes from annotations, else from the resource limits, else defaults.
-    pub fn of(bundle: &Bundle) -> Result<Self> {
+    /// Sizes for this bundle.
+    pub fn of(bundle: &Bundle, settings: &Settings) -> Result<Self> {
+        Self::on(&Host::this(), bundle, settings)
+    }
+
+    fn on(host: &Host, bundle: &Bundle, settings: &Settings) -> Result<Self> {
+        let asked = krun::read(bundle)?;
+        let limits = Limits::of(bundle)?;
+        let memory_mib = memory_mib(&asked, &limits, host, settings)?;
         Ok(Self {
-            memory_mib: memory_mib(bundle)?,
-            vcpus: vcpus(bundle)?,
-            scratch: scratch(bundle)?,
+            memory_mib,
+            headroom: settings.vm.vmm_headroom,
+            vcpus: vcpus(&asked, &limits, host, settings)?,
+            scratch: scratch(bundle, memory_mib, settings)?,
         })
     }
 }
 
-fn memory_mib(bundle: &Bundle) -> Result<u64> {
-    let resources = bundle
-        .spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.resources().as_ref());
-    let limit = resources
-        .and_then(|r| r.memory().as_ref())
-        .and_then(|memory| memory.limit())
-        .filter(|limit| *limit > 0);
-    let (field, mib) = match (number(bundle, "krun.ram_mib")?, limit) {
-        (Some(mib), _) => ("annotation krun.ram_mib", mib),
-        (None, Some(limit)) => ("linux.resources.memory.limit", limit.unsigned_abs() >> 20),
-        (None, None) => return Ok(DEFAULT_MEMORY_MIB),
+impl Host {
+    fn this() -> Self {
+        let info = rustix::system::sysinfo();
+        let memory = info.totalram.saturating_mul(u64::from(info.mem_unit.max(1)));
+        Self {
+            processors: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
+            memory_mib: memory >> 20,
+        }
+    }
+}
+
+/// A limit and the field that sets it.
+struct Limit {
+    value: u64,
+    field: &'static str,
+}
+
+/// What `linux.resources` allows, from its own fields or those of cgroup version 2 in `unified`, which come last on the cgroup too.
+#[derive(Default)]
+struct Limits {
+    /// In bytes.
+    memory: Option<Limit>,
+    /// CPU time in whole processors, rounded up.
+    quota: Option<u64>,
+    /// Processors that may be used.
+    cpuset: Option<u64>,
+}
+
+impl Limits {
+    fn of(bundle: &Bundle) -> Result<Self> {
+        let linux = bundle.spec.linux().as_ref();
+        match linux.and_then(|linux| linux.resources().as_ref()) {
+            Some(resources) => Ok(Self {
+                memory: memory_limit(resources)?,
+                quota: quota(resources)?,
+                cpuset: cpuset(resources)?,
+            }),
+            None => Ok(Self::default()),
+        }
+    }
+}
+
+fn unified<'a>(resources: &'a LinuxResources, file: &str) -> Option<&'a str> {
+    resources.unified().as_ref()?.get(file).map(|text| text.trim())
+}
+
+fn memory_limit(resources: &LinuxResources) -> Result<Option<Limit>> {
+    const UNIFIED: &str = "linux.resources.unified: memory.max";
+    if let Some(text) = unified(resources, "memory.max") {
+        let value = unified_bytes(text).with_context(|| format!("config.json: {UNIFIED}"))?;
+        return Ok(value.map(|value| Limit {
+            value,
+            field: UNIFIED,
+        }));
+    }
+    let limit = resources.memory().as_ref().and_then(|memory| memory.limit());
+    Ok(limit.filter(|limit| *limit > 0).map(|limit| Limit {
+        value: limit.unsigned_abs(),
+        field: "linux.resources.memory.limit",
+    }))
+}
+
+/// Bytes in a file of the memory controller; `None` for `max`.
+pub fn unified_bytes(text: &str) -> Result<Option<u64>> {
+    match text.trim() {
+        "max" => Ok(None),
+        text => match text.parse().ok().or_else(|| parse_size(text)) {
+            Some(bytes) => Ok(Some(bytes)),
+            None => bail!("{text:?} is neither \"max\" nor a number of bytes"),
+        },
+    }
+}
+
+fn quota(resources: &LinuxResources) -> Result<Option<u64>> {
+    let whole = |quota: u64, period: u64| (quota > 0 && period > 0).then(|| quota.div_ceil(period));
+    if let Some(text) = unified(resources, "cpu.max") {
+        let mut words = text.split_ascii_whitespace();
+        let (quota, period) = (words.next(), words.next().unwrap_or("100000"));
+        return match quota {
+            Some("max") => Ok(None),
+            Some(quota) => match (quota.parse(), period.parse()) {
+                (Ok(quota), Ok(period)) => Ok(whole(quota, period)),
+                _ => bail!(
+                    "config.json: linux.resources.unified: cpu.max: {text:?} is not a quota and a period"
+                ),
+            },
+            None => Ok(None),
+        };
+    }
+    let Some(cpu) = resources.cpu() else {
+        return Ok(None);
+    };
+    let quota = cpu.quota().filter(|quota| *quota > 0).map(i64::unsigned_abs);
+    Ok(quota.and_then(|quota| whole(quota, cpu.period().unwrap_or(100_000))))
+}
+
+fn cpuset(resources: &LinuxResources) -> Result<Option<u64>> {
+    let (list, field) = match unified(resources, "cpuset.cpus") {
+        Some(list) => (Some(list), "linux.resources.unified: cpuset.cpus"),
+        None => {
+            let cpus = resources.cpu().as_ref().and_then(|cpu| cpu.cpus().as_deref());
+            (cpus, "linux.resources.cpu.cpus")
+        }
+    };
+    let Some(list) = list.map(str::trim).filter(|list| !list.is_empty()) else {
+        return Ok(None);
+    };
+    let count = count_processors(list).with_context(|| {
+        format!("config.json: {field}: {list:?} is not a list of processors such as \"0-3,7\"")
+    })?;
+    Ok(Some(count))
+}
+
+/// How many processors a list such as `0-3,7` names (cpuset(7), list format).
+fn count_processors(list: &str) -> Option<u64> {
+    /// Linux has no more than 8192.
+    const MOST: u64 = 1 << 16;
+    let mut named = Vec::new();
+    for range in list.split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let number = |text: &str| text.trim().parse::<u64>().ok().filter(|number| *number < MOST);
+        let (first, last) = (number(first)?, number(last)?);
+        (first <= last).then(|| named.push((first, last)))?;
+    }
+    named.sort_unstable();
+    let (mut count, mut next) = (0, 0);
+    for (first, last) in named {
+        let first = first.max(next);
+        if first <= last {
+            count += last - first + 1;
+            next = last + 1;
+        }
+    }
+    Some(count)
+}
+
+fn memory_mib(asked: &Requests, limits: &Limits, host: &Host, settings: &Settings) -> Result<u64> {
+    let (by, mib) = match (&asked.ram_mib, &limits.memory) {
+        (Some(Asked { value, by }), Some(limit)) => {
+            ensure!(
+                *value <= limit.value >> 20,
+                "{by}: {value} MiB is more than the {} MiB that {} allows",
+                limit.value >> 20,
+                limit.field
+            );
+            (by.clone(), *value)
+        }
+        (Some(Asked { value, by }), None) => (by.clone(), *value),
+        // A limit above what the host has is one that never applies, and a guest of that size would waste memory on tables for it.
+        (None, Some(limit)) => (
+            format!("config.json: {}", limit.field),
+            (limit.value >> 20).min(host.memory_mib.max(vmm::MIN_MEMORY_MIB)),
+        ),
+        (None, None) => return Ok(settings.vm.default_memory >> 20),
     };
     ensure!(
         mib >= vmm::MIN_MEMORY_MIB,
-        "config.json: {field}: {mib} MiB is too little memory for a guest, which needs at least {} MiB",
+        "{by}: {mib} MiB is too little memory for a guest, which needs at least {} MiB",
         vmm::MIN_MEMORY_MIB
+    );
+    ensure!(
+        mib <= vmm::MAX_MEMORY_MIB,
+        "{by}: {mib} MiB is more memory than a guest can have, which is {} MiB",
+        vmm::MAX_MEMORY_MIB
     );
     Ok(mib)
 }
 
-fn vcpus(bundle: &Bundle) -> Result<u8> {
-    let resources = bundle
-        .spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.resources().as_ref());
-    let cpu = resources.and_then(|r| r.cpu().as_ref());
-    let quota = cpu.and_then(|cpu| match (cpu.quota(), cpu.period().unwrap_or(100_000)) {
-        (Some(quota), period) if quota > 0 && period > 0 => Some(quota.unsigned_abs().div_ceil(period)),
-        _ => None,
-    });
-    let available = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    let wanted = match number(bundle, "krun.cpus")? {
-        Some(count) => {
-            ensure!(
-                (1..=64).contains(&count),
-                "config.json: annotation krun.cpus: {count} is not between 1 and 64"
-            );
-            count
-        }
-        None => quota.unwrap_or(available).min(available).min(DEFAULT_MAX_VCPUS),
-    };
-    Ok(u8::try_from(wanted).unwrap_or(64).clamp(1, 64))
+fn vcpus(asked: &Requests, limits: &Limits, host: &Host, settings: &Settings) -> Result<u8> {
+    if let Some(Asked { value, by }) = &asked.cpus {
+        let count = u8::try_from(*value)
+            .ok()
+            .filter(|count| (1..=MAX_VCPUS).contains(count));
+        return count.with_context(|| format!("{by}: {value} is not between 1 and {MAX_VCPUS}"));
+    }
+    let most = u64::from(settings.vm.max_vcpus).min(host.processors);
+    let wanted = [limits.quota, limits.cpuset]
+        .into_iter()
+        .flatten()
+        .fold(most, u64::min);
+    Ok(u8::try_from(wanted).unwrap_or(MAX_VCPUS).clamp(1, MAX_VCPUS))
 }
 
-fn scratch(bundle: &Bundle) -> Result<Scratch> {
-    const KEY: &str = "io.cwrun.scratch";
+fn scratch(bundle: &Bundle, memory_mib: u64, settings: &Settings) -> Result<Scratch> {
+    const KEY: &str = annotations::SCRATCH;
     match bundle.annotation(KEY) {
         None => Ok(Scratch::Disk {
-            bytes: DEFAULT_SCRATCH,
+            bytes: settings.vm.default_scratch,
         }),
         Some("ram") => Ok(Scratch::Ram {
-            bytes: memory_mib(bundle)? << 19,
+            bytes: memory_mib << 19,
         }),
         Some(text) => {
             let bytes = parse_size(text).with_context(|| {
@@ -105,23 +259,13 @@ fn scratch(bundle: &Bundle) -> Result<Scratch> {
     }
 }
 
-fn number(bundle: &Bundle, key: &str) -> Result<Option<u64>> {
-    let Some(text) = bundle.annotation(key) else {
-        return Ok(None);
-    };
-    let value = text
-        .parse()
-        .with_context(|| format!("config.json: annotation {key}: {text:?} is not a number"))?;
-    Ok(Some(value))
-}
-
 /// [`parse_size`] for the command line.
 pub fn parse_size_argument(text: &str) -> Result<u64, String> {
     parse_size(text).ok_or_else(|| format!("{text:?} is not a size such as 10GiB"))
 }
 
 /// Bytes from a number with an optional binary unit: `512MiB`, `4g`, `1048576`.
-fn parse_size(text: &str) -> Option<u64> {
+pub fn parse_size(text: &str) -> Option<u64> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
     let shift = match unit.trim().to_ascii_lowercase().as_str() {
@@ -140,21 +284,5 @@ fn parse_size(text: &str) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::parse_size;
-
-    #[test]
-    fn sizes() {
-        for (text, bytes) in [
-            ("1048576", Some(1 << 20)),
-            ("4GiB", Some(4 << 30)),
-            ("512m", Some(512 << 20)),
-            ("2 TiB", Some(2 << 40)),
-        ] {
-            assert_eq!(parse_size(text), bytes, "{text}");
-        }
-        for bad in ["", "GiB", "4x", "-1", "99999999999999999999", "9999T"] {
-            assert_eq!(parse_size(bad), None, "{bad}");
-        }
-    }
-}
+#[path = "sizing_test.rs"]
+mod tests;

@@ -2,6 +2,7 @@
 
 use crate::cli::Check;
 use crate::guest_files;
+use crate::settings::Settings;
 use anyhow::{Result, bail};
 use rustix::fd::AsFd;
 use serde::Serialize;
@@ -28,7 +29,7 @@ struct Finding {
 
 /// The command. Fails if containers can't run here.
 pub fn run(args: &Check) -> Result<()> {
-    let findings = [kvm(), guest(), sev_snp(), cgroups()];
+    let findings = [kvm(), guest(), configuration(), sev_snp(), cgroups()];
     let able = findings.iter().all(|finding| finding.ok || !finding.required);
     if args.json {
         super::print_json(&serde_json::json!({"ok": able, "checks": findings}))?;
@@ -108,6 +109,19 @@ fn guest() -> Finding {
                 )
             }),
     )
+}
+
+/// No container is created with settings that can't be read.
+fn configuration() -> Finding {
+    let result = match Settings::load() {
+        Ok(Settings { file: Some(file), .. }) => Ok(file.display().to_string()),
+        Ok(_) => Ok("no cwrun.toml: defaults".to_owned()),
+        Err(error) => Err((
+            format!("{error:#}"),
+            "correct the file: contrib/cwrun.toml in the sources shows every key",
+        )),
+    };
+    finding("settings", true, result)
 }
 
 /// Informative: without it containers run unattested (`tee = none`).

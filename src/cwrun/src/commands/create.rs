@@ -10,6 +10,7 @@ use crate::logging::phase;
 use crate::machine::stdio::Stdio;
 use crate::machine::{Machine, terminal};
 use crate::root_disk;
+use crate::settings::Settings;
 use crate::state::{Container, ProcessId, Record, Root};
 use crate::{cgroup, control};
 use anyhow::{Context, Result, bail, ensure};
@@ -39,25 +40,31 @@ pub struct Created {
 }
 
 /// The command.
-pub fn run(global: &Global, args: &Create, inherited: &[RawFd]) -> Result<()> {
-    create(global, args, inherited, Console::Socket).map(drop)
+pub fn run(global: &Global, settings: &Settings, args: &Create, inherited: &[RawFd]) -> Result<()> {
+    create(global, settings, args, inherited, Console::Socket).map(drop)
 }
 
 /// Creates the container.
-pub fn create(global: &Global, args: &Create, inherited: &[RawFd], console: Console) -> Result<Created> {
+pub fn create(
+    global: &Global,
+    settings: &Settings,
+    args: &Create,
+    inherited: &[RawFd],
+    console: Console,
+) -> Result<Created> {
     ensure!(
         args.preserve_fds == 0,
         "--preserve-fds {}: descriptors can't be passed into a virtual machine",
         args.preserve_fds
     );
     let bundle = phase("bundle", || Bundle::load(&args.bundle, args.config.as_deref()))?;
-    let sizing = Sizing::of(&bundle)?;
+    let sizing = Sizing::of(&bundle, settings)?;
     let host = host::split(&bundle, &sizing)?;
     let root = Root::new(global.root.clone())?;
     let mut container = root.reserve(record(global, args, &bundle, &host)?)?;
     let result = container
         .save_config(&bundle.spec)
-        .and_then(|()| prepare(&bundle, &sizing, &container, args, console));
+        .and_then(|()| prepare(&bundle, &sizing, settings, &container, args, console));
     let result = result.and_then(|machine| {
         let terminal = machine.workload.process.terminal;
         let vmm = launch::launch(&mut container, &host, machine, inherited)?;
@@ -108,6 +115,7 @@ fn record(global: &Global, args: &Create, bundle: &Bundle, host: &HostSpec) -> R
 fn prepare(
     bundle: &Bundle,
     sizing: &Sizing,
+    settings: &Settings,
     container: &Container,
     args: &Create,
     console: Console,
@@ -116,7 +124,7 @@ fn prepare(
     let kvm = crate::kvm::open()?;
     let files = GuestFiles::open()?;
     let stdio = stdio(workload.process.terminal, args.console_socket.as_deref(), console)?;
-    let disk = phase("convert", || root_disk::obtain(bundle))?;
+    let disk = phase("convert", || root_disk::obtain(bundle, &settings.cache))?;
     workload.root = disk.root;
     Ok(Machine {
         kvm,
@@ -124,7 +132,7 @@ fn prepare(
         initrd: files.initrd,
         images: disk.images,
         keys: disk.keys,
-        scratch: root_disk::scratch(&workload.scratch)?,
+        scratch: root_disk::scratch(&workload.scratch, &settings.cache)?,
         workload,
         environment,
         memory_mib: sizing.memory_mib,

@@ -2,6 +2,7 @@
 
 use crate::cli::{Delete, Global};
 use crate::launch::hooks;
+use crate::settings::Settings;
 use crate::state::{Container, Root, Status};
 use crate::{root_disk, signal};
 use anyhow::{Result, ensure};
@@ -28,8 +29,15 @@ pub fn run(global: &Global, args: &Delete) -> Result<()> {
             root.remove_unrecorded(&args.id)?;
         }
     }
-    // Whoever uses force may have killed a create in the middle of a conversion.
-    root_disk::tidy()
+    // Whoever uses force may have killed a create in the middle of a conversion. The container is gone by now, and settings that
+    // can't be read shall not make it look otherwise.
+    match Settings::load() {
+        Ok(settings) => root_disk::tidy(&settings.cache),
+        Err(error) => {
+            tracing::warn!("the cache is not tidied: {error:#}");
+            Ok(())
+        }
+    }
 }
 
 /// Ends the container's processes and removes its cgroup and directory.

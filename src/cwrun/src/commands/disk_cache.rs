@@ -2,8 +2,9 @@
 
 use crate::cli::{DiskCache, DiskCacheList, DiskCachePrune};
 use crate::root_disk;
+use crate::settings::Settings;
 use anyhow::{Result, ensure};
-use disk::cache::{Listed, Verdict};
+use disk::cache::{Cache, Listed, Verdict};
 use serde_json::json;
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,15 +14,16 @@ const SHORT: usize = 12;
 
 /// The commands.
 pub fn run(command: &DiskCache) -> Result<()> {
+    let cache = root_disk::open_cache(&Settings::load()?.cache)?;
     match command {
-        DiskCache::List(args) => list(args),
-        DiskCache::Prune(args) => prune(args),
-        DiskCache::Verify => verify(),
+        DiskCache::List(args) => list(&cache, args),
+        DiskCache::Prune(args) => prune(&cache, args),
+        DiskCache::Verify => verify(&cache),
     }
 }
 
-fn list(args: &DiskCacheList) -> Result<()> {
-    let entries = root_disk::open_cache()?.list()?;
+fn list(cache: &Cache, args: &DiskCacheList) -> Result<()> {
+    let entries = cache.list()?;
     if args.json {
         let entry = |entry: &Listed| {
             json!({
@@ -54,16 +56,16 @@ fn list(args: &DiskCacheList) -> Result<()> {
     Ok(())
 }
 
-fn prune(args: &DiskCachePrune) -> Result<()> {
-    let freed = root_disk::open_cache()?.prune(args.keep)?;
+fn prune(cache: &Cache, args: &DiskCachePrune) -> Result<()> {
+    let freed = cache.prune(args.keep)?;
     writeln!(std::io::stdout(), "{freed} bytes freed")?;
     Ok(())
 }
 
-fn verify() -> Result<()> {
+fn verify(cache: &Cache) -> Result<()> {
     let mut out = std::io::stdout().lock();
     let (mut bad, mut written) = (0, Ok(()));
-    root_disk::open_cache()?.verify(|entry, verdict| {
+    cache.verify(|entry, verdict| {
         let word = match verdict {
             Verdict::Good => "good",
             Verdict::Damaged => "damaged, removed",

@@ -3,6 +3,7 @@
 use super::create::{self, Console, Created};
 use crate::cli::{Global, Run};
 use crate::machine::terminal::{self, RawMode};
+use crate::settings::Settings;
 use crate::state::Container;
 use crate::{control, signal_fd};
 use anyhow::{Context, Result, anyhow};
@@ -12,14 +13,14 @@ use std::os::fd::RawFd;
 use workload::protocol::Request;
 
 /// The command. Returns the exit status for the caller.
-pub fn run(global: &Global, args: &Run, inherited: &[RawFd]) -> Result<u8> {
+pub fn run(global: &Global, settings: &Settings, args: &Run, inherited: &[RawFd]) -> Result<u8> {
     if args.detach {
-        let created = create::create(global, &args.create, inherited, Console::Socket)?;
+        let created = create::create(global, settings, &args.create, inherited, Console::Socket)?;
         super::start::start(&created.container).inspect_err(|_| discard(&created.container))?;
         return Ok(0);
     }
     let signals = signal_fd::block()?;
-    let created = create::create(global, &args.create, inherited, Console::Foreground)?;
+    let created = create::create(global, settings, &args.create, inherited, Console::Foreground)?;
     let result = super::start::start(&created.container).and_then(|()| attend(&created, &signals));
     if !(args.keep && result.is_ok()) {
         discard(&created.container);

@@ -1,0 +1,53 @@
+//! Annotations of config.json that change what cwrun does.
+
+use super::Bundle;
+use anyhow::{Result, bail, ensure};
+
+/// Size of the writable layer, or `ram`.
+pub const SCRATCH: &str = "io.cwrun.scratch";
+/// Number of vCPUs.
+pub const KRUN_CPUS: &str = "krun.cpus";
+/// Guest memory in MiB.
+pub const KRUN_RAM_MIB: &str = "krun.ram_mib";
+/// Which TEE.
+pub const KRUN_VARIANT: &str = "krun.variant";
+/// Which of crun's handlers.
+const HANDLER: &str = "run.oci.handler";
+
+/// All of them, sorted. An engine that gets annotations from strangers should know this list (`features`).
+pub const ALL: [&str; 6] = [
+    crate::mkcw_disk::PASSPHRASE_FILE,
+    SCRATCH,
+    KRUN_CPUS,
+    KRUN_RAM_MIB,
+    KRUN_VARIANT,
+    HANDLER,
+];
+
+/// Refuses annotations under our own name that this release does not know, since what they ask for may be a matter of safety,
+/// and handlers of crun other than the one that we stand in for.
+pub fn check(bundle: &Bundle) -> Result<()> {
+    let annotations = bundle.spec.annotations().iter().flatten();
+    let unknown = annotations
+        .map(|(key, _)| key.as_str())
+        .filter(|key| key.starts_with("io.cwrun.") && !ALL.contains(key))
+        .min();
+    if let Some(key) = unknown {
+        bail!("config.json: annotation {key}: unknown to this release");
+    }
+    if let Some(handler) = bundle.annotation(HANDLER) {
+        ensure!(
+            handler == "krun",
+            "config.json: annotation {HANDLER}: {handler:?} is not supported, expected \"krun\""
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_list_is_sorted() {
+        assert!(super::ALL.is_sorted());
+    }
+}

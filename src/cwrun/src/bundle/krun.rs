@@ -1,0 +1,203 @@
+//! What bundles and images say to the `krun` handler of crun, which cwrun stands in for: annotations `krun.*` of config.json, and
+//! `/.krun_vm.json` in the root file system. An annotation comes before the same word in the file.
+//!
+//! ```text
+//!   annotation          file                         here
+//!   krun.cpus           cpus                         vCPUs
+//!   krun.ram_mib        ram_mib                      guest memory
+//!   krun.variant        flavor                       refused if it is not empty: no TEE is available yet
+//!                       /krun-sev.json               refused without an encrypted disk beside it
+//!                       kernel_path initrd_path
+//!                       kernel_cmdline               refused: guests have cwrun's own kernel
+//!   krun.gpu_flags …    gpu_flags …                  a warning: runs without
+//! ```
+//!
+//! The file is the image's, so it is hostile: it is opened without following links, is of limited size, and its numbers are numbers.
+
+use super::{Bundle, annotations};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use serde_json::{Map, Value};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+/// The image's own file.
+const FILE: &str = ".krun_vm.json";
+/// Longest such file, in bytes.
+const LONGEST: u64 = 64 << 10;
+
+/// Words for what is done without, in annotations (behind `krun.`) and in the file.
+const HARMLESS: [&str; 6] = [
+    "gpu_flags",
+    "nested_virt",
+    "use_passt",
+    "kernel_format",
+    "virtiofs_tag",
+    "virtiofs_shm_size",
+];
+/// Words in the file for another kernel than ours. An image that names one may rely on it.
+const KERNEL: [&str; 3] = ["kernel_path", "initrd_path", "kernel_cmdline"];
+
+/// A number, and who asks for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// How many.
+    pub value: u64,
+    /// What a message begins with.
+    pub by: String,
+}
+
+/// What is asked for that has a meaning here.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Requests {
+    /// vCPUs.
+    pub cpus: Option<Asked>,
+    /// Guest memory in MiB.
+    pub ram_mib: Option<Asked>,
+}
+
+/// Reads annotations and file. Refuses what would be unsafe to do without.
+pub fn read(bundle: &Bundle) -> Result<Requests> {
+    let file = VmFile::read(&bundle.rootfs)?;
+    if let Some(variant) = bundle.annotation(annotations::KRUN_VARIANT) {
+        check_variant("config.json: annotation krun.variant", variant)?;
+    }
+    file.check()?;
+    check_sev_image(&bundle.rootfs)?;
+    warn_of_annotations(bundle);
+    let number = |key: &str, word: &str| match annotated(bundle, key)? {
+        Some(asked) => Ok(Some(asked)),
+        None => file.number(word),
+    };
+    Ok(Requests {
+        cpus: number(annotations::KRUN_CPUS, "cpus")?,
+        ram_mib: number(annotations::KRUN_RAM_MIB, "ram_mib")?,
+    })
+}
+
+fn annotated(bundle: &Bundle, key: &str) -> Result<Option<Asked>> {
+    let Some(text) = bundle.annotation(key) else {
+        return Ok(None);
+    };
+    let by = format!("config.json: annotation {key}");
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let value = text.parse().ok().filter(|_| digits);
+    let value = value.with_context(|| format!("{by}: {text:?} is not a number"))?;
+    Ok(Some(Asked { value, by }))
+}
+
+/// An empty variant is what a template leaves of one that was not given.
+fn check_variant(by: &str, variant: &str) -> Result<()> {
+    ensure!(
+        variant.is_empty(),
+        "{by}: {variant:?} is not available yet: this release runs containers without a TEE only"
+    );
+    Ok(())
+}
+
+/// crun takes `/krun-sev.json` for the wish to run under SEV. With a disk beside it, it is an image of mkcw, which
+/// [`crate::mkcw_disk`] finds and boots as what it is; without, nothing would be encrypted.
+fn check_sev_image(rootfs: &Path) -> Result<()> {
+    let is_there = |name: &str| {
+        let meta = rootfs.join(name).symlink_metadata();
+        meta.is_ok_and(|meta| meta.is_file())
+    };
+    ensure!(
+        !is_there("krun-sev.json") || is_there("disk.img"),
+        "/krun-sev.json in the image asks for SEV, which is not available yet, and there is no disk.img of mkcw beside it"
+    );
+    Ok(())
+}
+
+fn warn_of_annotations(bundle: &Bundle) {
+    let words = bundle
+        .spec
+        .annotations()
+        .iter()
+        .flatten()
+        .filter_map(|(key, value)| Some((key, key.strip_prefix("krun.")?, value)));
+    for (key, word, value) in words {
+        if !matches!(word, "cpus" | "ram_mib" | "variant") && value != "0" {
+            let what = if HARMLESS.contains(&word) {
+                "not available"
+            } else {
+                "unknown"
+            };
+            tracing::warn!("config.json: annotation {key}: {what}, ignored");
+        }
+    }
+}
+
+/// `/.krun_vm.json`; empty if there is none.
+struct VmFile(Map<String, Value>);
+
+impl VmFile {
+    fn read(rootfs: &Path) -> Result<Self> {
+        let context = || format!("/{FILE} in the root file system {}", rootfs.display());
+        let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(rootfs, directory, Mode::empty()).with_context(context)?;
+        // Not to wait for the writer of a FIFO.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let file = match rustix::fs::openat2(&root, FILE, flags, Mode::empty(), resolve) {
+            Err(Errno::NOENT) => return Ok(Self(Map::new())),
+            Err(Errno::LOOP) => bail!("{}: it is a symbolic link", context()),
+            opened => File::from(opened.with_context(context)?),
+        };
+        ensure!(is_regular(&file)?, "{}: it is not a regular file", context());
+        let mut bytes = Vec::new();
+        file.take(LONGEST + 1)
+            .read_to_end(&mut bytes)
+            .with_context(context)?;
+        ensure!(
+            bytes.len() as u64 <= LONGEST,
+            "{}: it is larger than {} KiB",
+            context(),
+            LONGEST >> 10
+        );
+        serde_json::from_slice(&bytes).map(Self).with_context(context)
+    }
+
+    fn check(&self) -> Result<()> {
+        for (word, value) in &self.0 {
+            let by = format!("/{FILE} in the image: {word}");
+            match (word.as_str(), value) {
+                ("cpus" | "ram_mib", _) | (_, Value::Null) => {}
+                ("flavor", Value::String(flavor)) => check_variant(&by, flavor)?,
+                ("flavor", _) => bail!("{by}: {value} is not a string"),
+                (word, _) if KERNEL.contains(&word) => {
+                    bail!("{by}: not supported: guests have cwrun's own kernel")
+                }
+                (word, value) if HARMLESS.contains(&word) => {
+                    if value.as_u64() != Some(0) {
+                        tracing::warn!("{by}: not available, ignored");
+                    }
+                }
+                _ => tracing::warn!("{by}: unknown, ignored"),
+            }
+        }
+        Ok(())
+    }
+
+    fn number(&self, word: &str) -> Result<Option<Asked>> {
+        let Some(value) = self.0.get(word).filter(|value| !value.is_null()) else {
+            return Ok(None);
+        };
+        let by = format!("/{FILE} in the image: {word}");
+        let number = value.as_u64();
+        let value = number.with_context(|| format!("{by}: {value} is not a number of 0 or more"))?;
+        Ok(Some(Asked { value, by }))
+    }
+}
+
+fn is_regular(file: &impl AsFd) -> Result<bool> {
+    let stat = rustix::fs::fstat(file)?;
+    Ok(FileType::from_raw_mode(stat.st_mode).is_file())
+}
+
+#[cfg(test)]
+#[path = "krun_test.rs"]
+mod tests;
