@@ -1,6 +1,6 @@
 //! Disks that the real `buildah mkcw` made (`tests/testbed/mkcw-sample`).
 
-use e2e::{Bundle, Cwrun, bed};
+use e2e::{Bundle, Cwrun, Finished, bed};
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -33,6 +33,22 @@ impl Image {
         })
     }
 
+    /// A machine's settings that allow a passphrase from a file, or not.
+    fn settings(&self, allowed: bool) -> String {
+        let path = self.dir.path().with_extension("toml");
+        fs::write(&path, format!("[development]\npassphrase_file = {allowed}\n"))
+            .expect("the bed is writable");
+        path.to_str().expect("ASCII").to_owned()
+    }
+
+    /// `cwrun run` on a machine that allows it.
+    fn run(&self, cwrun: &Cwrun, bundle: &Bundle) -> Finished {
+        cwrun
+            .run("mkcw", bundle)
+            .env("CWRUN_CONFIG", self.settings(true))
+            .finish()
+    }
+
     fn disk(&self) -> fs::File {
         let path = self.dir.path().join("disk.img");
         fs::File::options()
@@ -57,7 +73,7 @@ fn a_disk_of_mkcw_runs_its_own_entry_point() {
     let (cwrun, image) = (Cwrun::new(), Image::new());
     let before = fs::read(image.dir.path().join("disk.img")).unwrap();
     let bundle = image.bundle().annotation(PASSPHRASE_FILE, &passphrase());
-    let ran = cwrun.run("mkcw", &bundle).finish().ok();
+    let ran = image.run(&cwrun, &bundle).ok();
     assert_eq!(ran.text(), "hello, world from /home as nobody\n");
     let after = fs::read(image.dir.path().join("disk.img")).unwrap();
     assert!(before == after, "the disk is attached copy-on-write");
@@ -68,10 +84,21 @@ fn a_disk_of_mkcw_runs_its_own_entry_point() {
 fn without_the_right_passphrase_it_does_not_start() {
     let (cwrun, image) = (Cwrun::new(), Image::new());
     let refused = |bundle: &Bundle| {
-        let finished = cwrun.run("mkcw", bundle).finish();
+        let finished = image.run(&cwrun, bundle);
         assert_ne!(finished.code, 0);
         finished.stderr
     };
+    let bundle = image.bundle().annotation(PASSPHRASE_FILE, &passphrase());
+    let finished = cwrun
+        .run("mkcw", &bundle)
+        .env("CWRUN_CONFIG", image.settings(false))
+        .finish();
+    assert_ne!(finished.code, 0);
+    assert!(
+        finished.stderr.contains("not allowed by cwrun.toml"),
+        "{}",
+        finished.stderr
+    );
     let message = refused(&image.bundle());
     assert!(message.contains("no key broker is configured"), "{message}");
     let wrong = cwrun.path("wrong");
@@ -98,7 +125,7 @@ fn a_header_that_names_no_cipher_is_refused_by_name() {
     name[..11].copy_from_slice(b"cipher_null");
     image.disk().write_all_at(&name, 8).unwrap();
     let bundle = image.bundle().annotation(PASSPHRASE_FILE, &passphrase());
-    let finished = cwrun.run("mkcw", &bundle).finish();
+    let finished = image.run(&cwrun, &bundle);
     assert_ne!(finished.code, 0);
     assert!(finished.stderr.contains("cipher_null"), "{}", finished.stderr);
 }

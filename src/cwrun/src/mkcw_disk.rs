@@ -5,9 +5,11 @@
 //!   rootfs/krun-sev.json   the workload configuration, the same as in the footer
 //! ```
 //!
-//! Until there is a broker to release keys, the passphrase comes from a file that an annotation names. That is for development:
-//! the host then knows the passphrase.
+//! Until there is a broker to release keys, the passphrase comes from a file that an annotation names, if `cwrun.toml` allows it. That is
+//! for development: the host then knows the passphrase.
 
+use crate::bundle::Bundle;
+use crate::settings::Development;
 use anyhow::{Context, Result, bail, ensure};
 use mkcw::Footer;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
@@ -57,13 +59,17 @@ fn is_file(file: &impl std::os::fd::AsFd) -> Result<bool> {
 }
 
 /// The passphrase in the file that the annotation names.
-pub fn passphrase(file: Option<&str>) -> Result<Passphrase> {
-    let Some(path) = file else {
+pub fn passphrase(bundle: &Bundle, allowed: &Development) -> Result<Passphrase> {
+    let Some(path) = bundle.annotation(PASSPHRASE_FILE) else {
         bail!(
             "the image is encrypted and no key broker is configured: for development, annotation {PASSPHRASE_FILE} can name a \
              file with the passphrase"
         )
     };
+    ensure!(
+        allowed.passphrase_file,
+        "config.json: annotation {PASSPHRASE_FILE}: not allowed by cwrun.toml, where development.passphrase_file is not set"
+    );
     let context = || format!("config.json: annotation {PASSPHRASE_FILE}: {path}");
     // Of a fixed size, so that no copy is left behind by growing.
     let mut bytes = Zeroizing::new(Vec::with_capacity(LONGEST as usize + 1));

@@ -10,7 +10,7 @@
 use crate::bundle::Bundle;
 use crate::mkcw_disk;
 use crate::overlay::Overlay;
-use crate::settings;
+use crate::settings::{self, Settings};
 use anyhow::{Context, Result};
 use disk::cache::{Cache, Entry};
 use disk::{LayerDir, Markers, Options, Tree, Unlock};
@@ -83,11 +83,11 @@ impl Stack {
 }
 
 /// The disk for the root file system of this bundle: its own, from the cache, or converted now.
-pub fn obtain(bundle: &Bundle, cache: &settings::Cache) -> Result<RootDisk> {
-    let rootfs = &bundle.rootfs;
+pub fn obtain(bundle: &Bundle, settings: &Settings) -> Result<RootDisk> {
+    let (rootfs, cache) = (&bundle.rootfs, &settings.cache);
     let disk = || {
         if let Some(disk) = mkcw_disk::find(rootfs)? {
-            let passphrase = mkcw_disk::passphrase(bundle.annotation(mkcw_disk::PASSPHRASE_FILE))?;
+            let passphrase = mkcw_disk::passphrase(bundle, &settings.development)?;
             return Ok(RootDisk {
                 images: vec![disk],
                 keys: Keys::Passphrase { passphrase },

@@ -35,6 +35,8 @@ pub struct Settings {
     pub vm: Vm,
     /// Converted root file systems.
     pub cache: Cache,
+    /// What makes a machine convenient and less safe.
+    pub development: Development,
     /// Where these settings are from; none if they are the defaults.
     #[serde(skip)]
     pub file: Option<PathBuf>,
@@ -68,6 +70,14 @@ pub struct Cache {
     /// Size in bytes above which the least recently used disks are removed.
     #[serde(deserialize_with = "size")]
     pub limit: u64,
+}
+
+/// `[development]`
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Development {
+    /// Whether the annotation `io.cwrun.development.passphrase-file` may name a file of this host.
+    pub passphrase_file: bool,
 }
 
 impl Default for Vm {

@@ -17,6 +17,7 @@ fn the_example_shows_every_key_with_its_default() {
         "default_scratch",
         "directory",
         "limit",
+        "passphrase_file",
     ];
     assert_eq!(keys, all);
 }
@@ -35,6 +36,7 @@ fn keys_set_what_they_name_and_the_rest_stays() {
             directory: Some("/data/cwrun".into()),
             limit: 1 << 40,
         },
+        development: Development::default(),
         file: None,
     };
     assert_eq!(settings, expected);
@@ -52,7 +54,7 @@ fn errors_name_file_line_and_key() {
         ),
         (
             "[disk]\n",
-            "line 1: disk: unknown field `disk`, expected `vm` or `cache`",
+            "line 1: disk: unknown field `disk`, expected one of `vm`, `cache`, `development`",
         ),
         (
             "[vm]\nmax_vcpus = \"4\"\n",

@@ -124,7 +124,7 @@ fn prepare(
     let kvm = crate::kvm::open()?;
     let files = GuestFiles::open()?;
     let stdio = stdio(workload.process.terminal, args.console_socket.as_deref(), console)?;
-    let disk = phase("convert", || root_disk::obtain(bundle, &settings.cache))?;
+    let disk = phase("convert", || root_disk::obtain(bundle, settings))?;
     workload.root = disk.root;
     Ok(Machine {
         kvm,
