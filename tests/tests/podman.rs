@@ -387,3 +387,80 @@ fn terminals_work() {
     let status = e2e::process::wait(&mut child, std::time::Duration::from_secs(30), "podman run -it");
     assert_eq!(status.code(), Some(9));
 }
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn containers_of_one_image_share_its_layers() {
+    let podman = Podman::new();
+    let disks = || -> Vec<Value> {
+        let list = Run::new(bed().cwrun())
+            .args(["disk", "cache", "list", "--json"])
+            .env_remove("CWRUN_CACHE_DIR")
+            .finish();
+        serde_json::from_str(&list.ok().text()).expect("JSON")
+    };
+    let layers = || -> Vec<String> {
+        let sources = disks()
+            .into_iter()
+            .map(|disk| disk["source"].as_str().expect("a path").to_owned());
+        let mut layers: Vec<_> = sources.filter(|source| source.contains("/overlay/")).collect();
+        layers.sort();
+        layers
+    };
+    podman.script("true").ok();
+    let first = layers();
+    assert!(!first.is_empty(), "podman's layers are recognised");
+    let again = podman
+        .script("echo new >/etc/new; cat /etc/new /run/.containerenv | head -1")
+        .ok();
+    assert_eq!(again.text(), "new\n");
+    assert_eq!(
+        layers(),
+        first,
+        "the second container converts nothing that stays"
+    );
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn exec_and_pause() {
+    let podman = Podman::new();
+    podman.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "busy",
+        "--network",
+        "none",
+        IMAGE,
+        "sleep",
+        "1000",
+    ]);
+    let exec = |args: &[&str]| podman.command(&[&["exec", "-i", "busy"], args].concat());
+    let done = exec(&["sh", "-c", "echo out; echo err >&2; exit 3"])
+        .finish()
+        .expect(3);
+    assert_eq!((done.text().as_str(), done.stderr.as_str()), ("out\n", "err\n"));
+    let done = exec(&["sha256sum"]).stdin("abc").finish().ok();
+    assert!(done.text().starts_with("ba7816bf"), "{}", done.text());
+    assert_eq!(exec(&["no-such-program"]).finish().code, 127);
+    let options = [
+        "exec",
+        "--user",
+        "7:8",
+        "--workdir",
+        "/tmp",
+        "--env",
+        "A=b",
+        "busy",
+        "sh",
+        "-c",
+        "id -u; id -g; pwd; echo $A",
+    ];
+    assert_eq!(podman.ok(&options), "7\n8\n/tmp\nb\n");
+    podman.ok(&["pause", "busy"]);
+    assert_eq!(podman.inspect("busy")["Status"], "paused");
+    podman.ok(&["unpause", "busy"]);
+    assert_eq!(podman.inspect("busy")["Status"], "running");
+    podman.ok(&["rm", "--force", "--time", "0", "busy"]);
+}

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use disk::cache::Cache;
+use disk::cache::{Cache, Verdict};
 use disk::{Options, Tree};
 use support::source;
 
@@ -31,7 +31,8 @@ fn killed_at_random_moments() {
         fs::create_dir(tree).expect("a directory");
         fs::write(tree.join("file"), source::data(2_500_000)).expect("a file");
     }
-    for round in 0..60u64 {
+    let rounds = if std::env::var_os("CWRUN_SOAK").is_some() { 400 } else { 60 };
+    for round in 0..rounds {
         let mut child = Command::new(std::env::current_exe().expect("this program"))
             .args(["started_by_a_test_convert_forever", "--ignored", "--exact"])
             .env("DIRECTORY", directory.path())
@@ -52,6 +53,9 @@ fn killed_at_random_moments() {
 /// Both trees can be had, are whole, and the names in the cache are those of complete entries.
 fn check(trees: &[PathBuf], path: &Path) {
     let cache = Cache::open(path, LIMIT).expect("the cache");
+    cache
+        .verify(|entry, verdict| assert_eq!(verdict, Verdict::Good, "{entry:?}"))
+        .expect("the cache can be read");
     for tree in trees {
         let tree = Tree::scan(tree).expect("a tree");
         let entry = cache.get_or_build(&tree, &Options::default()).expect("an entry");
