@@ -14,9 +14,14 @@ pub struct GuestFailure {
 
 /// The exit status for an error: that of the guest's failure if it is one, else 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
+    code_of(kind_of(error))
+}
+
+/// What kind of failure an error is: that of the guest's failure if it is one.
+pub fn kind_of(error: &anyhow::Error) -> FailureKind {
     error
         .downcast_ref::<GuestFailure>()
-        .map_or(1, |failure| code_of(failure.kind))
+        .map_or(FailureKind::Other, |failure| failure.kind)
 }
 
 /// The exit status for a kind of failure, as shells and engines count: 127 for a program that does not exist, 126 for one

@@ -17,6 +17,7 @@ mod commands;
 mod control;
 mod failure;
 mod guest_files;
+mod image_file;
 mod kvm;
 mod launch;
 mod logging;

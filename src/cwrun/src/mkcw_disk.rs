@@ -9,10 +9,11 @@
 //! for development: the host then knows the passphrase.
 
 use crate::bundle::Bundle;
+use crate::image_file;
 use crate::settings::Development;
 use anyhow::{Context, Result, bail, ensure};
 use mkcw::Footer;
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::Read;
@@ -24,25 +25,17 @@ use zeroize::Zeroizing;
 pub const PASSPHRASE_FILE: &str = "io.cwrun.development.passphrase-file";
 /// Longest passphrase, in bytes.
 const LONGEST: u64 = 8192;
-const DISK: &str = "disk.img";
-const CONFIG: &str = "krun-sev.json";
+/// The disk.
+pub const DISK: &str = "disk.img";
+/// What it is said to be.
+pub const CONFIG: &str = "krun-sev.json";
 
 /// The disk in `rootfs`, if it is the root file system of such an image.
 pub fn find(rootfs: &Path) -> Result<Option<File>> {
-    let root = rustix::fs::open(
-        rootfs,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    );
-    let root = root.with_context(|| rootfs.display().to_string())?;
-    let open = |name: &str| {
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        match rustix::fs::openat2(&root, name, flags, Mode::empty(), resolve) {
-            Ok(file) if is_file(&file)? => Ok(Some(File::from(file))),
-            Ok(_) | Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => Ok(None),
-            Err(errno) => Err(errno).with_context(|| rootfs.join(name).display().to_string()),
-        }
+    let open = |name: &str| match image_file::open(rootfs, name) {
+        Ok(file) if image_file::is_regular(&file)? => Ok(Some(file)),
+        Ok(_) | Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => Ok(None),
+        Err(errno) => Err(errno).with_context(|| rootfs.join(name).display().to_string()),
     };
     let (Some(disk), Some(_)) = (open(DISK)?, open(CONFIG)?) else {
         return Ok(None);
@@ -51,11 +44,6 @@ pub fn find(rootfs: &Path) -> Result<Option<File>> {
     let footer = Footer::read(&disk).with_context(what)?;
     ensure!(footer.is_some(), "{}: it has no footer of mkcw", what());
     Ok(Some(disk))
-}
-
-fn is_file(file: &impl std::os::fd::AsFd) -> Result<bool> {
-    let stat = rustix::fs::fstat(file)?;
-    Ok(FileType::from_raw_mode(stat.st_mode).is_file())
 }
 
 /// The passphrase in the file that the annotation names.

@@ -31,7 +31,11 @@ fn killed_at_random_moments() {
         fs::create_dir(tree).expect("a directory");
         fs::write(tree.join("file"), source::data(2_500_000)).expect("a file");
     }
-    let rounds = if std::env::var_os("CWRUN_SOAK").is_some() { 400 } else { 60 };
+    let rounds = if std::env::var_os("CWRUN_SOAK").is_some() {
+        400
+    } else {
+        60
+    };
     for round in 0..rounds {
         let mut child = Command::new(std::env::current_exe().expect("this program"))
             .args(["started_by_a_test_convert_forever", "--ignored", "--exact"])

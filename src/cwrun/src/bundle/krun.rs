@@ -15,13 +15,11 @@
 //! The file is the image's, so it is hostile: it is opened without following links, is of limited size, and its numbers are numbers.
 
 use super::{Bundle, annotations};
+use crate::{image_file, mkcw_disk};
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use serde_json::{Map, Value};
-use std::fs::File;
 use std::io::Read;
-use std::os::fd::AsFd;
 use std::path::Path;
 
 /// The image's own file.
@@ -106,7 +104,7 @@ fn check_sev_image(rootfs: &Path) -> Result<()> {
         meta.is_ok_and(|meta| meta.is_file())
     };
     ensure!(
-        !is_there("krun-sev.json") || is_there("disk.img"),
+        !is_there(mkcw_disk::CONFIG) || is_there(mkcw_disk::DISK),
         "/krun-sev.json in the image asks for SEV, which is not available yet, and there is no disk.img of mkcw beside it"
     );
     Ok(())
@@ -137,17 +135,16 @@ struct VmFile(Map<String, Value>);
 impl VmFile {
     fn read(rootfs: &Path) -> Result<Self> {
         let context = || format!("/{FILE} in the root file system {}", rootfs.display());
-        let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(rootfs, directory, Mode::empty()).with_context(context)?;
-        // Not to wait for the writer of a FIFO.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let file = match rustix::fs::openat2(&root, FILE, flags, Mode::empty(), resolve) {
+        let file = match image_file::open(rootfs, FILE) {
             Err(Errno::NOENT) => return Ok(Self(Map::new())),
             Err(Errno::LOOP) => bail!("{}: it is a symbolic link", context()),
-            opened => File::from(opened.with_context(context)?),
+            opened => opened.with_context(context)?,
         };
-        ensure!(is_regular(&file)?, "{}: it is not a regular file", context());
+        ensure!(
+            image_file::is_regular(&file)?,
+            "{}: it is not a regular file",
+            context()
+        );
         let mut bytes = Vec::new();
         file.take(LONGEST + 1)
             .read_to_end(&mut bytes)
@@ -191,11 +188,6 @@ impl VmFile {
         let value = number.with_context(|| format!("{by}: {value} is not a number of 0 or more"))?;
         Ok(Some(Asked { value, by }))
     }
-}
-
-fn is_regular(file: &impl AsFd) -> Result<bool> {
-    let stat = rustix::fs::fstat(file)?;
-    Ok(FileType::from_raw_mode(stat.st_mode).is_file())
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 use super::*;
+use rustix::fs::{FileType, Mode};
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::symlink;

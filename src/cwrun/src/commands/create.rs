@@ -144,7 +144,8 @@ fn prepare(
     })
 }
 
-fn stdio(terminal: bool, console_socket: Option<&Path>, console: Console) -> Result<Stdio> {
+/// Where the streams of a process lead.
+pub fn stdio(terminal: bool, console_socket: Option<&Path>, console: Console) -> Result<Stdio> {
     match (terminal, console_socket, console) {
         (false, _, _) => Ok(Stdio::Inherited),
         (true, Some(socket), _) => terminal::open_for(socket).map(Stdio::Terminal),

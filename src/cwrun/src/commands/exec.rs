@@ -9,12 +9,12 @@
 //! itself. It carries the streams, forwards the signals that reach it, and exits with the process's status. If it dies, so does
 //! the process, and the other way round.
 
-use super::create::write_pid_file;
+use super::create::{self, Console, write_pid_file};
 use crate::bundle::guest;
 use crate::channel::{Channel, Received};
 use crate::cli::{Exec, Global};
 use crate::control::{self, Client};
-use crate::failure::GuestFailure;
+use crate::failure::{self, GuestFailure};
 use crate::launch::{self, confine};
 use crate::machine::stdio::Stdio;
 use crate::machine::terminal::{self, RawMode};
@@ -149,12 +149,11 @@ fn with_capabilities(base: Option<LinuxCapabilities>, names: &[String]) -> Resul
 /// This command is the proxy.
 fn attached(container: &Container, request: protocol::Exec, args: &Exec) -> Result<u8> {
     let signals = signal_fd::block()?;
-    let terminal = request.process.terminal;
-    let stdio = match (terminal, args.console_socket.as_deref()) {
-        (true, Some(socket)) => Stdio::Terminal(terminal::open_for(socket)?),
-        (true, None) => Stdio::Foreground,
-        (false, _) => Stdio::Inherited,
-    };
+    let stdio = create::stdio(
+        request.process.terminal,
+        args.console_socket.as_deref(),
+        Console::Foreground,
+    )?;
     let own_terminal = matches!(stdio, Stdio::Foreground) && rustix::termios::isatty(rustix::stdio::stdin());
     let size_of = if own_terminal {
         Some(rustix::io::dup(rustix::stdio::stdin())?)
@@ -239,12 +238,9 @@ fn detached_proxy(
             proxy.serve(&signals).unwrap_or(KILLED)
         }
         Err(error) => {
-            let kind = error
-                .downcast_ref::<GuestFailure>()
-                .map_or(FailureKind::Other, |failure| failure.kind);
             // If the command is gone, nobody wants to know.
             let _ = channel.send(&FromProxy::Failed {
-                kind,
+                kind: failure::kind_of(&error),
                 message: format!("{error:#}"),
             });
             1
@@ -339,23 +335,9 @@ impl Proxy {
     }
 
     fn forward(&mut self, signal: i32) {
-        let request = match (signal, &self.terminal) {
-            (libc::SIGCHLD, _) => return,
-            (libc::SIGWINCH, Some(terminal)) => match terminal::size(terminal.as_fd()) {
-                Some((rows, columns)) => Request::Resize {
-                    process: 0,
-                    rows,
-                    columns,
-                },
-                None => return,
-            },
-            _ => Request::Signal {
-                process: 0,
-                signal,
-                all: false,
-            },
-        };
-        // The process may have ended meanwhile.
-        let _ = self.client.send(&request);
+        if let Some(request) = terminal::request_for(signal, self.terminal.as_ref()) {
+            // The process may have ended meanwhile.
+            let _ = self.client.send(&request);
+        }
     }
 }

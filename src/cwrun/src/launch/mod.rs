@@ -27,7 +27,7 @@ mod namespaces;
 
 use crate::bundle::host::HostSpec;
 use crate::channel::Channel;
-use crate::failure::GuestFailure;
+use crate::failure::{self, GuestFailure};
 use crate::logging::phase;
 use crate::machine::{self, Machine};
 use crate::state::{Container, ProcessId, Status};
@@ -202,11 +202,8 @@ fn await_go(channel: &mut VmmEnd) -> Result<()> {
 
 /// Tells P why this process ends, and gives its exit status. If P is gone, nobody wants to know.
 pub fn fail(channel: &mut VmmEnd, error: &anyhow::Error) -> u8 {
-    let kind = error
-        .downcast_ref::<GuestFailure>()
-        .map_or(FailureKind::Other, |failure| failure.kind);
     let _ = channel.send(&FromVmm::Failed {
-        kind,
+        kind: failure::kind_of(error),
         message: format!("{error:#}"),
     });
     1

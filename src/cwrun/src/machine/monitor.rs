@@ -574,24 +574,9 @@ impl Monitor {
 
     fn forward_signal(&mut self) -> Result<()> {
         let signal = signal_fd::next(&self.signals)?;
-        let request = match (signal, &self.terminal) {
-            // Of an orphan that this process, first of its PID namespace, inherited from a hook.
-            (libc::SIGCHLD, _) => return Ok(()),
-            (libc::SIGWINCH, Some(terminal)) => match terminal::size(terminal.as_fd()) {
-                Some((rows, columns)) => Request::Resize {
-                    process: 0,
-                    rows,
-                    columns,
-                },
-                None => return Ok(()),
-            },
-            _ => Request::Signal {
-                process: 0,
-                signal,
-                all: false,
-            },
-        };
-        if self.exited.is_none() {
+        // SIGCHLD is of an orphan that this process, first of its PID namespace, inherited from a hook.
+        let request = terminal::request_for(signal, self.terminal.as_ref());
+        if let (Some(request), None) = (request, self.exited) {
             self.request(request)?;
         }
         Ok(())

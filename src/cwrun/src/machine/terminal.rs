@@ -9,6 +9,7 @@ use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use workload::protocol::Request;
 
 /// Makes a terminal, sends its master to the engine's console socket and returns the slave, in raw mode: line editing and
 /// echo are the guest terminal's.
@@ -52,6 +53,24 @@ fn make_raw(terminal: impl AsFd) -> Result<Termios> {
 pub fn size(terminal: BorrowedFd<'_>) -> Option<(u16, u16)> {
     let size = rustix::termios::tcgetwinsize(terminal).ok()?;
     (size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
+}
+
+/// What the guest is asked for when this process, which stands for one of the guest's, gets a signal: the signal, or the terminal's new
+/// size. Nothing for children of our own.
+pub fn request_for(signal: i32, terminal: Option<&OwnedFd>) -> Option<Request> {
+    match (signal, terminal) {
+        (libc::SIGCHLD, _) => None,
+        (libc::SIGWINCH, Some(terminal)) => size(terminal.as_fd()).map(|(rows, columns)| Request::Resize {
+            process: 0,
+            rows,
+            columns,
+        }),
+        _ => Some(Request::Signal {
+            process: 0,
+            signal,
+            all: false,
+        }),
+    }
 }
 
 /// The caller's terminal in raw mode, put back when dropped.
