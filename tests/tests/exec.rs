@@ -276,3 +276,30 @@ fn a_paused_container_stands_still() {
     cwrun.ok(["pause", ID]);
     end(&cwrun);
 }
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn the_containers_filter_of_system_calls_holds_for_it_too() {
+    let cwrun = Cwrun::new();
+    let bundle = Bundle::script("trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done").with(|config| {
+        config["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+            "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]});
+    });
+    cwrun.create(ID, &bundle);
+    cwrun.ok(["start", ID]);
+    let refused = exec(&cwrun, &[ID, "mkdir", "/new"]);
+    assert_ne!(refused.code, 0);
+    assert!(
+        refused.stderr.contains("Not supported") || refused.stderr.contains("not supported"),
+        "{}",
+        refused.stderr
+    );
+    let file = cwrun.path("process.json");
+    fs::write(
+        &file,
+        json!({"args": ["/bin/mkdir", "/new"], "cwd": "/", "user": {"uid": 0, "gid": 0}}).to_string(),
+    )
+    .unwrap();
+    assert_ne!(exec(&cwrun, &["--process", file.to_str().unwrap(), ID]).code, 0);
+    end(&cwrun);
+}

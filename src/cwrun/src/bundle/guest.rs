@@ -5,7 +5,7 @@ use super::mounts::{self, Placed};
 use super::seccomp;
 use super::sizing::Sizing;
 use anyhow::{Context, Result, bail, ensure};
-use oci_spec::runtime::{LinuxCapabilities, LinuxDevice, LinuxDeviceType, Process as OciProcess};
+use oci_spec::runtime::{Linux, LinuxCapabilities, LinuxDevice, LinuxDeviceType, Process as OciProcess};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use workload::{Capabilities, Capability, Environment, Process, Rlimit, RootFs, User, Workload};
@@ -49,10 +49,7 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
             .as_ref()
             .and_then(|root| root.readonly())
             .unwrap_or(false),
-        process: Process {
-            seccomp: linux.seccomp().as_ref().map(seccomp::compile).transpose()?,
-            ..self::process(process)?
-        },
+        process: self::process(process, &linux)?,
         mounts: guest_mounts,
         masked_paths: linux.masked_paths().clone().unwrap_or_default(),
         readonly_paths: linux.readonly_paths().clone().unwrap_or_default(),
@@ -76,8 +73,8 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
     Ok((workload, environment))
 }
 
-/// OCI `process`, of a container or of one more process in it.
-pub fn process(process: &OciProcess) -> Result<Process> {
+/// OCI `process`, of a container or of one more process in it. Both are under the container's `linux.seccomp`.
+pub fn process(process: &OciProcess, linux: &Linux) -> Result<Process> {
     let args = process.args().clone().unwrap_or_default();
     ensure!(
         args.first().is_some_and(|arg| !arg.is_empty()),
@@ -127,7 +124,7 @@ pub fn process(process: &OciProcess) -> Result<Process> {
         capabilities: process.capabilities().as_ref().map(capabilities),
         rlimits,
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
-        seccomp: None,
+        seccomp: linux.seccomp().as_ref().map(seccomp::compile).transpose()?,
         oom_score_adj: process.oom_score_adj(),
     })
 }

@@ -21,7 +21,7 @@ use crate::machine::terminal::{self, RawMode};
 use crate::signal_fd;
 use crate::state::{Container, Root, Status};
 use anyhow::{Context, Result, bail, ensure};
-use oci_spec::runtime::{Capability, LinuxCapabilities, Process as OciProcess, User as OciUser};
+use oci_spec::runtime::{Capability, LinuxCapabilities, Process as OciProcess, Spec, User as OciUser};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::process::getpid;
@@ -49,11 +49,12 @@ pub fn run(global: &Global, args: &Exec, inherited: &[RawFd]) -> Result<u8> {
         "container {:?} is {status}, a process can be run only in one that is created or running",
         args.id
     );
-    let oci = process(&container, args)?;
+    let config = container.config()?;
+    let oci = process(&config, args)?;
     guest::refuse_unsupported_process(&oci)?;
     let request = protocol::Exec {
         number: 0,
-        process: guest::process(&oci)?,
+        process: guest::process(&oci, &config.linux().clone().unwrap_or_default())?,
         console_size: guest::console_size(&oci),
     };
     if args.detach {
@@ -64,7 +65,7 @@ pub fn run(global: &Global, args: &Exec, inherited: &[RawFd]) -> Result<u8> {
 }
 
 /// The process as OCI has it: from a file, or the container's own with what the command line changes.
-fn process(container: &Container, args: &Exec) -> Result<OciProcess> {
+fn process(config: &Spec, args: &Exec) -> Result<OciProcess> {
     if let Some(path) = &args.process {
         let context = || format!("--process {}", path.display());
         let bytes = fs::read(path).with_context(context)?;
@@ -78,7 +79,6 @@ fn process(container: &Container, args: &Exec) -> Result<OciProcess> {
         !args.args.is_empty(),
         "exec: no program given, neither on the command line nor by --process"
     );
-    let config = container.config()?;
     let mut process = config
         .process()
         .clone()
