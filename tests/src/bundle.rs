@@ -25,6 +25,11 @@ impl Bundle {
         Self::busybox(["sh", "-c", script])
     }
 
+    /// On the busybox root file system, doing nothing until it gets SIGTERM.
+    pub fn idle() -> Self {
+        Self::script("trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done")
+    }
+
     /// On any root file system.
     pub fn on<A: AsRef<str>>(rootfs: &Path, args: impl IntoIterator<Item = A>) -> Self {
         let args: Vec<_> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();

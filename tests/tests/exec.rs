@@ -13,8 +13,7 @@ const ID: &str = "c";
 
 /// A container that does nothing, until it is told to end.
 fn idle(cwrun: &Cwrun) -> Container {
-    let script = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done";
-    let container = cwrun.create(ID, &Bundle::script(script));
+    let container = cwrun.create(ID, &Bundle::idle());
     cwrun.ok(["start", ID]);
     container
 }
@@ -281,7 +280,7 @@ fn a_paused_container_stands_still() {
 #[ignore = "needs KVM: run in the testbed"]
 fn the_containers_filter_of_system_calls_holds_for_it_too() {
     let cwrun = Cwrun::new();
-    let bundle = Bundle::script("trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done").with(|config| {
+    let bundle = Bundle::idle().with(|config| {
         config["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
             "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]});
     });

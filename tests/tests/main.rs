@@ -2,6 +2,7 @@
 
 mod crash;
 mod errors;
+mod events;
 mod exec;
 mod guest;
 mod layers;
@@ -14,3 +15,4 @@ mod secrecy;
 mod streams;
 mod tamper;
 mod terminal;
+mod update;

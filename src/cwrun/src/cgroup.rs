@@ -1,9 +1,11 @@
 //! The cgroup of a VMM: limits on the machine as a whole. Limits inside it are the guest's.
 
+pub mod usage;
+
 use anyhow::{Context, Result, ensure};
 use libcgroups::common::{
-    AnyCgroupManager, CgroupConfig, CgroupManager, CgroupSetup, ControllerOpt, DEFAULT_CGROUP_ROOT,
-    create_cgroup_manager, get_cgroup_setup,
+    AnyCgroupManager, CgroupConfig, CgroupManager, CgroupSetup, ControllerOpt, create_cgroup_manager,
+    get_cgroup_setup,
 };
 use nix::unistd::Pid;
 use oci_spec::runtime::LinuxResources;
@@ -59,10 +61,19 @@ impl Location {
 
     /// Makes the cgroup, moves process `pid` into it and sets the limits.
     pub fn enter(&self, pid: i32, resources: Option<&LinuxResources>) -> Result<()> {
+        self.manager()?
+            .add_task(Pid::from_raw(pid))
+            .with_context(|| format!("cgroup {}", self.path.display()))?;
+        match resources {
+            Some(resources) => self.limit(pid, resources),
+            None => Ok(()),
+        }
+    }
+
+    /// Sets the limits of the cgroup, in which process `pid` is.
+    pub fn limit(&self, pid: i32, resources: &LinuxResources) -> Result<()> {
         let manager = self.manager()?;
         let context = || format!("cgroup {}", self.path.display());
-        manager.add_task(Pid::from_raw(pid)).with_context(context)?;
-        let Some(resources) = resources else { return Ok(()) };
         let version_2 = matches!(get_cgroup_setup(), Ok(CgroupSetup::Unified));
         if version_2 {
             refuse_version_1(resources)?;
@@ -117,13 +128,9 @@ fn allows_no_swap(resources: &LinuxResources) -> bool {
 
 /// Sets the swap limit of the cgroup that process `pid` is in to 0. A kernel without swap space has no such file.
 fn forbid_swap(pid: i32) -> Result<()> {
-    let path = format!("/proc/{pid}/cgroup");
-    let text = fs::read_to_string(&path).context(path)?;
-    let group = text.lines().find_map(|line| line.strip_prefix("0::"));
-    let group = group.context("the process is in no cgroup of version 2")?;
-    let file = format!("{DEFAULT_CGROUP_ROOT}{group}/memory.swap.max");
+    let file = usage::Groups::of(pid)?.unified()?.join("memory.swap.max");
     match fs::write(&file, "0") {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context(file),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context(file.display().to_string()),
         _ => Ok(()),
     }
 }
@@ -147,7 +154,7 @@ fn refuse_version_1(resources: &LinuxResources) -> Result<()> {
     ] {
         ensure!(
             !set,
-            "config.json: linux.resources.{field}: not possible with version 2 of cgroups, which this host has"
+            "linux.resources.{field}: not possible with version 2 of cgroups, which this host has"
         );
     }
     Ok(())

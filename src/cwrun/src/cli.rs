@@ -4,6 +4,7 @@ use crate::cgroup;
 use crate::logging::Format;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// OCI runtime that runs each container in a microVM on an encrypted disk.
 #[derive(Debug, Parser)]
@@ -76,6 +77,14 @@ pub enum Command {
     Pause(Id),
     /// Let the processes of a paused container go on
     Resume(Id),
+    /// Change the limits of a running container
+    Update(Box<Update>),
+    /// Print what a container uses, and when it had too little memory
+    Events(Events),
+    /// Refused: a virtual machine can't be saved
+    Checkpoint(Refused),
+    /// Refused: no virtual machine is ever saved
+    Restore(Refused),
     /// List containers
     List(List),
     /// Write a configuration to begin with
@@ -195,6 +204,94 @@ pub struct Ps {
     pub format: ListFormat,
     /// The container's ID
     pub id: String,
+}
+
+/// `update`. Sizes are numbers of bytes, with a unit if need be (`512m`), and -1 for no limit.
+#[derive(Debug, Args)]
+pub struct Update {
+    /// File with limits as in `linux.resources` of config.json, or - for standard input
+    #[arg(short, long, value_name = "FILE", conflicts_with = "limits")]
+    pub resources: Option<PathBuf>,
+    /// Limits one by one
+    #[command(flatten)]
+    pub limits: UpdateLimits,
+    /// The container's ID
+    pub id: String,
+}
+
+/// Limits on the command line of `update`.
+#[derive(Debug, Args)]
+#[group(id = "limits", multiple = true)]
+pub struct UpdateLimits {
+    /// Share of the disks' time
+    #[arg(long, value_name = "WEIGHT")]
+    pub blkio_weight: Option<u16>,
+    /// Burst of CPU time beyond the quota, in microseconds
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub cpu_burst: Option<u64>,
+    /// 1 to run only while nothing else does
+    #[arg(long, value_name = "0|1")]
+    pub cpu_idle: Option<i64>,
+    /// Period of the CPU quota, in microseconds
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub cpu_period: Option<u64>,
+    /// CPU time in each period, in microseconds; -1 for no limit
+    #[arg(long, value_name = "MICROSECONDS", allow_negative_numbers = true)]
+    pub cpu_quota: Option<i64>,
+    /// Period of real-time scheduling, in microseconds
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub cpu_rt_period: Option<u64>,
+    /// Time of real-time scheduling in each period, in microseconds
+    #[arg(long, value_name = "MICROSECONDS", allow_negative_numbers = true)]
+    pub cpu_rt_runtime: Option<i64>,
+    /// Share of CPU time
+    #[arg(long, alias = "cpu-shares", value_name = "SHARES")]
+    pub cpu_share: Option<u64>,
+    /// Processors of the host to run on
+    #[arg(long, value_name = "LIST")]
+    pub cpuset_cpus: Option<String>,
+    /// Memory nodes of the host to use
+    #[arg(long, value_name = "LIST")]
+    pub cpuset_mems: Option<String>,
+    /// Limit on the kernel's memory, with version 1 of cgroups
+    #[arg(long, value_name = "BYTES", value_parser = crate::bundle::sizing::parse_limit_argument, allow_negative_numbers = true)]
+    pub kernel_memory: Option<i64>,
+    /// Limit on the kernel's memory for TCP, with version 1 of cgroups
+    #[arg(long, value_name = "BYTES", value_parser = crate::bundle::sizing::parse_limit_argument, allow_negative_numbers = true)]
+    pub kernel_memory_tcp: Option<i64>,
+    /// Limit on memory, at most what the guest was booted with
+    #[arg(long, value_name = "BYTES", value_parser = crate::bundle::sizing::parse_limit_argument, allow_negative_numbers = true)]
+    pub memory: Option<i64>,
+    /// Memory that is better left to the container
+    #[arg(long, value_name = "BYTES", value_parser = crate::bundle::sizing::parse_limit_argument, allow_negative_numbers = true)]
+    pub memory_reservation: Option<i64>,
+    /// Limit on memory and swap space together
+    #[arg(long, value_name = "BYTES", value_parser = crate::bundle::sizing::parse_limit_argument, allow_negative_numbers = true)]
+    pub memory_swap: Option<i64>,
+    /// Limit on processes and threads in the guest
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub pids_limit: Option<i64>,
+}
+
+/// `events`
+#[derive(Debug, Args)]
+pub struct Events {
+    /// Print once what the container uses, and end
+    #[arg(long)]
+    pub stats: bool,
+    /// Time between two prints, such as 500ms or 1m30s
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = crate::commands::events::parse_interval)]
+    pub interval: Duration,
+    /// The container's ID
+    pub id: String,
+}
+
+/// `checkpoint` and `restore`: whatever other runtimes take.
+#[derive(Debug, Args)]
+pub struct Refused {
+    /// Options and the container's ID
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+    pub arguments: Vec<String>,
 }
 
 /// `kill`

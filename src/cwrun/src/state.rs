@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   <root>/<id>/                mode 0700; its existence reserves the ID
-//!     ├── config.json           the bundle's, as it was at `create`
+//!     ├── config.json           the bundle's, as it was at `create`, with limits as `update` has set them
 //!     ├── record.json           who, where, which processes; replaced as a whole
 //!     ├── status                one word, written by the VMM alone through a descriptor it keeps
 //!     └── control.sock          the VMM's control socket
@@ -11,7 +11,7 @@
 //! The record is written before anything that would need cleaning up exists, so that `delete --force` can clean up after
 //! a crash at any moment. Whether a process still lives is asked of the kernel, never of a file.
 
-use crate::bundle::{self, host::Hooks};
+use crate::bundle::{self, host::Hooks, sizing::Sizing};
 use crate::cgroup;
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::Spec;
@@ -119,6 +119,9 @@ pub struct Record {
     pub cgroup: Option<cgroup::Location>,
     /// Hooks for later commands.
     pub hooks: Hooks,
+    /// How large the VM is. Not in records of containers that an earlier release made.
+    #[serde(default)]
+    pub sizing: Option<Sizing>,
 }
 
 /// The directory of all containers, `--root`.
@@ -220,8 +223,13 @@ impl Root {
 impl Container {
     /// Writes the record as a whole.
     pub fn save(&self) -> Result<()> {
-        let (path, new) = (self.dir.join("record.json"), self.dir.join("record.json.new"));
-        let bytes = serde_json::to_vec(&self.record).context("record")?;
+        self.replace("record.json", &self.record)
+    }
+
+    /// Puts a document in the place of the file of this name, if there is one, as a whole.
+    fn replace(&self, name: &str, document: &impl Serialize) -> Result<()> {
+        let (path, new) = (self.dir.join(name), self.dir.join(format!("{name}.new")));
+        let bytes = serde_json::to_vec(document).with_context(|| name.to_owned())?;
         let write = || -> std::io::Result<()> {
             File::options()
                 .write(true)
@@ -242,18 +250,10 @@ impl Container {
 
     /// Keeps the configuration for later commands.
     pub fn save_config(&self, spec: &Spec) -> Result<()> {
-        let path = self.dir.join("config.json");
-        let bytes = serde_json::to_vec(spec).context("configuration")?;
-        let file = File::options()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path);
-        file.and_then(|mut file| file.write_all(&bytes))
-            .with_context(|| path.display().to_string())
+        self.replace("config.json", spec)
     }
 
-    /// The configuration as it was at `create`.
+    /// The configuration as it was at `create`, with the limits that `update` has set since.
     pub fn config(&self) -> Result<Spec> {
         let path = self.dir.join("config.json");
         let bytes = fs::read(&path).with_context(|| path.display().to_string())?;

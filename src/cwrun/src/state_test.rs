@@ -12,6 +12,7 @@ fn record(id: &str) -> Record {
         vmm: None,
         cgroup: None,
         hooks: Hooks::default(),
+        sizing: None,
     }
 }
 

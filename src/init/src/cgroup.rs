@@ -2,11 +2,12 @@
 //!
 //! It is what "all processes of the container" means, whatever they have done to their sessions and parents.
 
-use crate::failure::{Context as _, Result};
+use crate::failure::{Context as _, Failure, Result};
 use crate::sys;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use workload::Limits;
 
 /// The container's group.
 #[derive(Debug, Clone)]
@@ -34,6 +35,38 @@ impl Cgroup {
     /// Stops every process in the group where it is, or lets them go on.
     pub fn freeze(&self, frozen: bool) -> io::Result<()> {
         fs::write(self.0.join("cgroup.freeze"), if frozen { "1" } else { "0" })
+    }
+
+    /// Puts these limits in the place of those that the group has.
+    pub fn limit(&self, limits: &Limits) -> Result<()> {
+        for (name, limit) in [("pids.max", limits.tasks), ("memory.max", limits.memory)] {
+            let file = self.0.join(name);
+            let text = limit.map_or_else(|| "max".to_owned(), |limit| limit.to_string());
+            match fs::write(&file, &text) {
+                // A kernel without the controller limits nothing, which is what is asked for.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && limit.is_none() => {}
+                written => written.context(|| format!("set {} to {text}", file.display()))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// How many processes and threads are in the group and in those below.
+    pub fn tasks(&self) -> Result<u64> {
+        let file = self.0.join("pids.current");
+        let text = fs::read_to_string(&file).context(|| format!("read {}", file.display()))?;
+        text.trim()
+            .parse()
+            .map_err(|_| Failure::other(format!("{}: {text:?} is no number", file.display())))
+    }
+
+    /// How many processes of the group and of those below have been ended so far because there was no memory for them.
+    pub fn oom_kills(&self) -> Result<u64> {
+        let file = self.0.join("memory.events");
+        let text = fs::read_to_string(&file).context(|| format!("read {}", file.display()))?;
+        text.lines()
+            .find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok())
+            .ok_or_else(|| Failure::other(format!("{}: says nothing of oom_kill", file.display())))
     }
 
     /// Numbers of the processes in the group and in those that it made below, as init knows them.
@@ -73,4 +106,34 @@ fn members(group: &Path) -> io::Result<Vec<i32>> {
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_and_counts_are_files_of_the_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = Cgroup::make(dir.path(), "c").unwrap();
+        // Nothing is limited, so nothing is missing.
+        group.limit(&Limits::default()).unwrap();
+        let file = |name: &str| dir.path().join("c").join(name);
+        fs::write(
+            file("memory.events"),
+            "low 0\noom 4\noom_kill 3\noom_group_kill 0\n",
+        )
+        .unwrap();
+        fs::write(file("pids.current"), "12\n").unwrap();
+        assert_eq!((group.tasks().unwrap(), group.oom_kills().unwrap()), (12, 3));
+        let limits = Limits {
+            tasks: Some(7),
+            memory: None,
+        };
+        group.limit(&limits).unwrap();
+        assert_eq!(fs::read_to_string(file("pids.max")).unwrap(), "7");
+        assert_eq!(fs::read_to_string(file("memory.max")).unwrap(), "max");
+        fs::write(file("memory.events"), "").unwrap();
+        assert!(group.oom_kills().unwrap_err().message.contains("oom_kill"));
+    }
 }

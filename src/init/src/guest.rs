@@ -141,6 +141,7 @@ fn run_instead(inner: &InnerConfig, process: &mut workload::Process) -> Result<(
 fn prepare_process(workload: &Workload, environment: &Environment, sockets: Sockets) -> Result<Prepared> {
     sys::interface_up("lo").context(|| "bring up the loopback interface".into())?;
     let cgroup = Cgroup::make(Path::new(world::CGROUP), "container")?;
+    cgroup.limit(&environment.limits)?;
     let container = Container {
         workload,
         environment,

@@ -137,6 +137,14 @@ impl Session {
                 let pids = pids.into_iter().filter_map(number_inside).collect();
                 return Ok(Some(Outcome::Processes { pids }));
             }
+            Request::Limit(limits) => self.cgroup()?.limit(&limits)?,
+            Request::Usage => {
+                let cgroup = self.cgroup()?;
+                return Ok(Some(Outcome::Usage {
+                    tasks: cgroup.tasks()?,
+                    oom_kills: cgroup.oom_kills()?,
+                }));
+            }
         }
         Ok(Some(Outcome::Done))
     }

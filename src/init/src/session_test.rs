@@ -297,6 +297,9 @@ fn workload(script: &str) -> Workload {
             no_new_privileges: false,
             oom_score_adj: None,
             seccomp: None,
+            scheduler: None,
+            io_priority: None,
+            personality: None,
         },
         mounts: vec![
             mount("/proc", Filesystem::Proc, &[], &[]),
@@ -317,6 +320,8 @@ fn workload(script: &str) -> Workload {
         masked_paths: Vec::new(),
         readonly_paths: Vec::new(),
         sysctl: BTreeMap::new(),
+        devices: Vec::new(),
+        start_hooks: Vec::new(),
     }
 }
 

@@ -46,7 +46,12 @@ pub fn make() -> Result<()> {
         ("sysfs", "/sys"),
         ("cgroup2", CGROUP),
     ] {
-        NewFs::open(kind)?.source(kind)?.mount(hardened)?.attach_at(at)?;
+        let mut filesystem = NewFs::open(kind)?.source(kind)?;
+        if kind == "cgroup2" {
+            // The container's group is the root of its cgroup namespace. Its limits are not its own to lift.
+            filesystem = filesystem.set("nsdelegate")?;
+        }
+        filesystem.mount(hardened)?.attach_at(at)?;
     }
     hurry(true);
     // What hosts have that engines' defaults were chosen on: room for their RLIMIT_NOFILE and for many processes.

@@ -295,6 +295,9 @@ fn workload(script: &str, layers: Vec<Layer>) -> Workload {
             no_new_privileges: false,
             oom_score_adj: None,
             seccomp: None,
+            scheduler: None,
+            io_priority: None,
+            personality: None,
         },
         mounts: vec![
             mount("/proc", Filesystem::Proc, &[], &[]),
@@ -323,6 +326,8 @@ fn workload(script: &str, layers: Vec<Layer>) -> Workload {
         masked_paths: vec!["/proc/keys".into(), "/sys/firmware".into()],
         readonly_paths: vec!["/proc/sys".into()],
         sysctl: [("net.ipv4.ping_group_range".to_owned(), "0 0".to_owned())].into(),
+        devices: Vec::new(),
+        start_hooks: Vec::new(),
     }
 }
 

@@ -37,6 +37,12 @@ pub struct Workload {
     pub readonly_paths: Vec<String>,
     /// `linux.sysctl`.
     pub sysctl: BTreeMap<String, String>,
+    /// `linux.devices`, beside those that every container has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
+    /// `hooks.startContainer`, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub start_hooks: Vec<Hook>,
 }
 
 /// What the root file system consists of.
@@ -132,6 +138,131 @@ pub struct Process {
     /// `oom_score_adj` (proc(5)).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oom_score_adj: Option<i32>,
+    /// How it is scheduled; as init is if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<Scheduler>,
+    /// How its reads and writes are scheduled; as init's are if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_priority: Option<IoPriority>,
+    /// `linux.personality`: which system it is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub personality: Option<Personality>,
+}
+
+/// OCI `process.scheduler`: arguments of sched_setattr(2), whose kernel checks them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scheduler {
+    /// Which policy.
+    pub policy: SchedulerPolicy,
+    /// Nice value, of those policies that have one.
+    pub nice: i32,
+    /// Static priority, of those policies that have one.
+    pub priority: u32,
+    /// `SCHED_FLAG_*`.
+    pub flags: u64,
+    /// Nanoseconds, for the deadline policy.
+    pub runtime: u64,
+    /// Nanoseconds, for the deadline policy.
+    pub deadline: u64,
+    /// Nanoseconds, for the deadline policy.
+    pub period: u64,
+}
+
+/// Policies of sched(7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SchedulerPolicy {
+    /// SCHED_OTHER
+    Other,
+    /// SCHED_FIFO
+    Fifo,
+    /// SCHED_RR
+    RoundRobin,
+    /// SCHED_BATCH
+    Batch,
+    /// SCHED_IDLE
+    Idle,
+    /// SCHED_DEADLINE
+    Deadline,
+}
+
+/// OCI `process.ioPriority`, ioprio_set(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IoPriority {
+    /// Scheduling class.
+    pub class: IoPriorityClass,
+    /// 0, the highest, to 7.
+    pub priority: u8,
+}
+
+/// Classes of ioprio_set(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IoPriorityClass {
+    /// IOPRIO_CLASS_RT
+    Realtime,
+    /// IOPRIO_CLASS_BE
+    BestEffort,
+    /// IOPRIO_CLASS_IDLE
+    Idle,
+}
+
+/// Execution domains, personality(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Personality {
+    /// PER_LINUX
+    Linux,
+    /// PER_LINUX32: uname(2) says that the machine has 32 bits.
+    Linux32,
+}
+
+/// A file to make that is no ordinary one, mknod(2).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// Absolute path inside the container; resolved without leaving the root, its directory created if missing.
+    pub path: String,
+    /// What it is.
+    pub kind: DeviceKind,
+    /// Permission bits, 0o7777 at most.
+    pub mode: u32,
+    /// Owner inside the container.
+    pub uid: u32,
+    /// Group inside the container.
+    pub gid: u32,
+}
+
+/// What a [`Device`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, tag = "kind", rename_all = "kebab-case")]
+pub enum DeviceKind {
+    /// A character device of the guest's kernel.
+    Character {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A named pipe.
+    Fifo,
+}
+
+/// A program that runs in the container before its first process does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hook {
+    /// Absolute path inside the container.
+    pub path: String,
+    /// Its arguments, the first of which is its name for itself; just the path if empty.
+    pub args: Vec<String>,
+    /// `NAME=value`: all of its environment.
+    pub env: Vec<String>,
+    /// Seconds after which it is ended; absent for no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<u32>,
 }
 
 /// A filter of system calls, compiled from OCI `linux.seccomp`.
@@ -357,13 +488,33 @@ impl Workload {
         {
             return field("mounts", "has a destination that is not an absolute path");
         }
-        let strings = process.args.iter().chain(&process.env).chain([&process.cwd]);
+        if self.devices.iter().any(|device| !device.path.starts_with('/')) {
+            return field("devices", "has a path that is not absolute");
+        }
+        if self.devices.iter().any(|device| device.mode > 0o7777) {
+            return field("devices", "has a mode with more than permission bits");
+        }
+        if self.start_hooks.iter().any(|hook| !hook.path.starts_with('/')) {
+            return field("start_hooks", "has a path that is not absolute");
+        }
+        if self.root == RootFs::Mkcw && !self.start_hooks.is_empty() {
+            return field("start_hooks", "would run beside what the disk says is to run");
+        }
+        let hooks = self.start_hooks.iter();
+        let hooks = hooks.flat_map(|hook| hook.args.iter().chain(&hook.env).chain([&hook.path]));
+        let strings = process
+            .args
+            .iter()
+            .chain(&process.env)
+            .chain([&process.cwd])
+            .chain(hooks);
         let paths = self
             .mounts
             .iter()
             .map(|m| &m.destination)
             .chain(&self.masked_paths)
-            .chain(&self.readonly_paths);
+            .chain(&self.readonly_paths)
+            .chain(self.devices.iter().map(|device| &device.path));
         if strings.chain(paths).any(|text| text.contains('\0')) {
             return field("strings", "contain a NUL byte");
         }

@@ -31,6 +31,9 @@ pub(crate) fn sample() -> Workload {
             no_new_privileges: true,
             oom_score_adj: None,
             seccomp: None,
+            scheduler: None,
+            io_priority: None,
+            personality: None,
         },
         mounts: vec![Mount {
             destination: "/proc".into(),
@@ -41,6 +44,27 @@ pub(crate) fn sample() -> Workload {
         masked_paths: vec!["/proc/kcore".into()],
         readonly_paths: vec![],
         sysctl: BTreeMap::new(),
+        devices: vec![],
+        start_hooks: vec![],
+    }
+}
+
+fn device(path: &str) -> Device {
+    Device {
+        path: path.into(),
+        kind: DeviceKind::Character { major: 1, minor: 3 },
+        mode: 0o640,
+        uid: 1,
+        gid: 2,
+    }
+}
+
+fn hook(path: &str) -> Hook {
+    Hook {
+        path: path.into(),
+        args: vec!["hook".into()],
+        env: vec!["A=b".into()],
+        timeout: Some(3),
     }
 }
 
@@ -84,7 +108,7 @@ type Spoiled = (&'static str, fn(&mut Workload));
 
 #[test]
 fn fields_no_honest_host_writes_are_refused() {
-    let cases: [Spoiled; 9] = [
+    let cases: [Spoiled; 14] = [
         ("root.layers", |w| layers(w).clear()),
         ("root.layers.crypt.sector_size", |w| {
             layers(w)[0].crypt.sector_size = 4095
@@ -100,6 +124,25 @@ fn fields_no_honest_host_writes_are_refused() {
         ("process.args", |w| w.process.args.clear()),
         ("process.cwd", |w| w.process.cwd = "tmp".into()),
         ("strings", |w| w.process.env.push("A=\0".into())),
+        ("devices", |w| w.devices.push(device("dev/x"))),
+        ("devices", |w| {
+            w.devices.push(Device {
+                mode: 0o20_666,
+                ..device("/dev/x")
+            })
+        }),
+        ("start_hooks", |w| w.start_hooks.push(hook("bin/x"))),
+        ("start_hooks", |w| {
+            w.root = RootFs::Mkcw;
+            w.start_hooks.push(hook("/bin/x"));
+        }),
+        ("strings", |w| {
+            let env = vec!["A=\0".into()];
+            w.start_hooks.push(Hook {
+                env,
+                ..hook("/bin/x")
+            });
+        }),
     ];
     for (expected, spoil) in cases {
         let mut workload = sample();
@@ -108,6 +151,38 @@ fn fields_no_honest_host_writes_are_refused() {
             Err(Error::Field { field, .. }) => assert_eq!(field, expected),
             other => panic!("{expected}: {other:?}"),
         }
+    }
+}
+
+#[test]
+fn what_few_containers_have_is_part_of_the_identity() {
+    let changes: [fn(&mut Workload); 5] = [
+        |w| w.devices.push(device("/dev/x")),
+        |w| w.start_hooks.push(hook("/bin/x")),
+        |w| w.process.personality = Some(Personality::Linux32),
+        |w| {
+            w.process.io_priority = Some(IoPriority {
+                class: IoPriorityClass::BestEffort,
+                priority: 3,
+            })
+        },
+        |w| {
+            w.process.scheduler = Some(Scheduler {
+                policy: SchedulerPolicy::RoundRobin,
+                nice: 0,
+                priority: 1,
+                flags: 1,
+                runtime: 0,
+                deadline: 0,
+                period: 0,
+            })
+        },
+    ];
+    for change in changes {
+        let mut workload = sample();
+        change(&mut workload);
+        assert_eq!(Workload::from_bytes(&workload.to_bytes()).unwrap(), workload);
+        assert_ne!(workload.digest(), sample().digest());
     }
 }
 

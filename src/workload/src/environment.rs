@@ -23,6 +23,24 @@ pub struct Environment {
     /// Rows and columns of the terminal at start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub console_size: Option<(u16, u16)>,
+    /// Limits on the container's processes at start.
+    #[serde(default)]
+    pub limits: Limits,
+    /// What hooks in the container find on their standard input: its state as OCI has it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub state: String,
+}
+
+/// Limits on all processes of the container together. The engine may change them while these run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// How many processes and threads there may be; absent for any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tasks: Option<u64>,
+    /// How many bytes of memory they may use; absent for all that the guest has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
 }
 
 /// A file laid over the root file system, in a mount of its own, so that it works over a read-only root too.

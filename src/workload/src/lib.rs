@@ -20,7 +20,8 @@ pub mod protocol;
 pub use bytes::{Blob, Hex, Passphrase, VolumeKey};
 pub use capability::{Capabilities, Capability};
 pub use document::{
-    Crypt, Digest, Filesystem, Layer, Mount, MountFlag, Process, Rlimit, RootFs, Scratch, Seccomp,
+    Crypt, Device, DeviceKind, Digest, Filesystem, Hook, IoPriority, IoPriorityClass, Layer, Mount,
+    MountFlag, Personality, Process, Rlimit, RootFs, Scheduler, SchedulerPolicy, Scratch, Seccomp,
     SeccompFlag, User, Verity, Workload,
 };
-pub use environment::{Environment, InjectedFile};
+pub use environment::{Environment, InjectedFile, Limits};

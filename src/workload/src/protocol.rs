@@ -20,7 +20,7 @@
 //! A message is a `u32` length in little-endian order, then so many bytes of JSON. Both sides read with
 //! [`Decoder`], which refuses a length above [`MAX_MESSAGE`] before it allocates anything.
 
-use crate::{Blob, Environment, Passphrase, Process, VolumeKey};
+use crate::{Blob, Environment, Limits, Passphrase, Process, VolumeKey};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::marker::PhantomData;
 use zeroize::{Zeroize as _, Zeroizing};
@@ -102,6 +102,10 @@ pub enum Request {
     },
     /// Which processes are in the container?
     Processes,
+    /// Put these limits in the place of those that its processes have together.
+    Limit(Limits),
+    /// What do its processes use?
+    Usage,
 }
 
 /// One more process.
@@ -196,6 +200,13 @@ pub enum Outcome {
     Processes {
         /// Their numbers, as the container's first process knows them.
         pids: Vec<i32>,
+    },
+    /// Answer to [`Request::Usage`].
+    Usage {
+        /// Processes and threads.
+        tasks: u64,
+        /// How many processes have been ended so far because there was no memory for them.
+        oom_kills: u64,
     },
     /// To a client of the VMM that asked for an [`Exec`], after `Done`: the process is over.
     Exited {

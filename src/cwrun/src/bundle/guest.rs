@@ -3,7 +3,7 @@
 use super::Bundle;
 use super::mounts::{self, Placed};
 use super::seccomp;
-use super::sizing::Sizing;
+use super::sizing::{Limits, Sizing};
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::{Linux, LinuxCapabilities, LinuxDevice, LinuxDeviceType, Process as OciProcess};
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,6 +59,8 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
             .unwrap_or_default()
             .into_iter()
             .collect::<BTreeMap<_, _>>(),
+        devices: Vec::new(),
+        start_hooks: Vec::new(),
     };
     let environment = Environment {
         id: id.to_owned(),
@@ -66,11 +68,21 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
         domainname: spec.domainname().clone(),
         files,
         console_size: console_size(process),
+        limits: limits(&linux, sizing)?,
+        state: String::new(),
     };
     environment
         .check()
         .map_err(|problem| anyhow::anyhow!("config.json: {problem}"))?;
     Ok((workload, environment))
+}
+
+/// What the container's processes may use together, as far as it is the guest that sees to it.
+fn limits(linux: &Linux, sizing: &Sizing) -> Result<workload::Limits> {
+    match linux.resources() {
+        Some(resources) => Ok(Limits::of(resources).context("config.json")?.inside(sizing)),
+        None => Ok(workload::Limits::default()),
+    }
 }
 
 /// OCI `process`, of a container or of one more process in it. Both are under the container's `linux.seccomp`.
@@ -126,6 +138,9 @@ pub fn process(process: &OciProcess, linux: &Linux) -> Result<Process> {
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         seccomp: linux.seccomp().as_ref().map(seccomp::compile).transpose()?,
         oom_score_adj: process.oom_score_adj(),
+        scheduler: None,
+        io_priority: None,
+        personality: None,
     })
 }
 

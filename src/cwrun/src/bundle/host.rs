@@ -1,9 +1,9 @@
 //! The host's half of a bundle: what confines the VMM.
 
 use super::Bundle;
-use super::sizing::{Sizing, unified_bytes};
+use super::sizing::{Sizing, unified_bytes, unified_tasks};
 use anyhow::{Context, Result, bail, ensure};
-use oci_spec::runtime::{Hook, LinuxNamespaceType, LinuxResources};
+use oci_spec::runtime::{Hook, LinuxMemory, LinuxNamespaceType, LinuxResources};
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -114,7 +114,7 @@ pub fn split(bundle: &Bundle, sizing: &Sizing) -> Result<HostSpec> {
     let resources = linux
         .resources()
         .clone()
-        .map(|resources| adjust(resources, sizing))
+        .map(|resources| adjust(resources, sizing).context("config.json"))
         .transpose()?;
     Ok(HostSpec {
         namespaces,
@@ -154,56 +154,70 @@ fn kind(typ: LinuxNamespaceType) -> Option<Kind> {
 /// Files of cgroup version 2 whose value counts the VMM's memory too.
 const UNIFIED_MEMORY: [&str; 4] = ["memory.min", "memory.low", "memory.high", "memory.max"];
 /// Threads of a VMM beside those of its vCPUs, generously.
-const VMM_THREADS: i64 = 32;
+const VMM_THREADS: u64 = 32;
 
 /// Limits meant for a workload, made to fit the VMM that carries it. The memory limit is the guest's memory, so the cgroup gets
-/// the VMM's own on top, and so does what it may use with swap (which includes the memory) and what is reserved for it. Tasks in
-/// the cgroup are threads of the VMM. Device rules are left out, because the VMM has an empty root and only the devices it opened.
-fn adjust(mut resources: LinuxResources, sizing: &Sizing) -> Result<LinuxResources> {
+/// the VMM's own on top, and so does what it may use with swap (which includes the memory) and what is reserved for it. A guest gives
+/// no memory back, so a limit below its memory (which an update can set) is the guest's to keep, and the cgroup stays at its memory.
+/// Tasks in the cgroup are threads of the VMM. Device rules are left out, because the VMM has an empty root and only the devices it
+/// opened.
+pub fn adjust(mut resources: LinuxResources, sizing: &Sizing) -> Result<LinuxResources> {
     resources.set_devices(None);
-    if let Some(mut memory) = *resources.memory() {
-        let headroom = i64::try_from(sizing.headroom).context("headroom")?;
-        let raise = |limit: Option<i64>| {
-            // What some engines write for "none given" is 0, which systemd would refuse.
-            limit.filter(|limit| *limit != 0).map(|limit| match limit {
-                1.. => limit.saturating_add(headroom),
-                unlimited => unlimited,
-            })
-        };
-        let (limit, swap) = (raise(memory.limit()), raise(memory.swap()));
-        let reservation = raise(memory.reservation());
-        memory
-            .set_limit(limit)
-            .set_swap(swap)
-            .set_reservation(reservation);
-        resources.set_memory(Some(memory));
+    if let Some(memory) = *resources.memory() {
+        resources.set_memory(Some(adjust_memory(memory, sizing)?));
     }
-    if let Some(mut pids) = *resources.pids()
-        && pids.limit() >= 0
-    {
-        tracing::warn!(
-            "config.json: linux.resources.pids.limit: not applied inside the guest by this release"
-        );
-        pids.set_limit(pids.limit().saturating_add(VMM_THREADS + i64::from(sizing.vcpus)));
-        resources.set_pids(Some(pids));
+    let threads = VMM_THREADS + u64::from(sizing.vcpus);
+    if let Some(mut pids) = *resources.pids() {
+        // As crun does: what some engines write for "none given" is 0.
+        let with_threads = |limit: i64| limit.saturating_add_unsigned(threads);
+        let limit = pids.limit();
+        pids.set_limit(if limit > 0 { with_threads(limit) } else { limit });
+        resources.set_pids((limit != 0).then_some(pids));
     }
     if let Some(mut files) = resources.unified().clone() {
         for name in UNIFIED_MEMORY {
             let Some(text) = files.get_mut(name) else { continue };
-            let bytes = unified_bytes(text)
-                .with_context(|| format!("config.json: linux.resources.unified: {name}"))?;
+            let bytes = unified_bytes(text).with_context(|| format!("linux.resources.unified: {name}"))?;
             // Without a minimum nothing is promised, to the VMM neither.
             if let Some(bytes) = bytes.filter(|bytes| *bytes > 0) {
-                *text = bytes.saturating_add(sizing.headroom).to_string();
+                let least = if name == "memory.max" { sizing.memory() } else { 0 };
+                *text = bytes.max(least).saturating_add(sizing.headroom).to_string();
             }
+        }
+        if let Some(text) = files.get_mut("pids.max")
+            && let Some(tasks) = unified_tasks(text).context("linux.resources.unified: pids.max")?
+        {
+            *text = tasks.saturating_add(threads).to_string();
         }
         resources.set_unified(Some(files));
     }
     ensure!(
         resources.rdma().as_ref().is_none_or(HashMap::is_empty),
-        "config.json: linux.resources.rdma: not supported"
+        "linux.resources.rdma: not supported"
     );
     Ok(resources)
+}
+
+fn adjust_memory(mut memory: LinuxMemory, sizing: &Sizing) -> Result<LinuxMemory> {
+    let headroom = i64::try_from(sizing.headroom).context("headroom")?;
+    let guest = i64::try_from(sizing.memory()).context("guest memory")?;
+    // What some engines write for "none given" is 0, which systemd would refuse.
+    let given = |limit: Option<i64>| limit.filter(|limit| *limit != 0);
+    let raise = |limit: Option<i64>, least: i64| {
+        given(limit).map(|limit| match limit {
+            1.. => limit.max(least).saturating_add(headroom),
+            unlimited => unlimited,
+        })
+    };
+    let below = memory.limit().is_some_and(|limit| (1..guest).contains(&limit));
+    let least = if below { guest } else { 0 };
+    let (limit, swap) = (raise(memory.limit(), least), raise(memory.swap(), least));
+    let reservation = raise(memory.reservation(), 0);
+    memory
+        .set_limit(limit)
+        .set_swap(swap)
+        .set_reservation(reservation);
+    Ok(memory)
 }
 
 fn hooks(bundle: &Bundle) -> Hooks {

@@ -4,6 +4,7 @@
 //!   config.json ─► Bundle ─┬─► HostSpec                  host.rs   confines the VMM
 //!                          ├─► Workload, Environment     guest.rs  what the guest enforces
 //!                          └─► Sizing                    sizing.rs how large the VM is
+//!   resources of `update` ─► Plan                        update.rs new limits for a VM that runs
 //!   rootfs/.krun_vm.json, annotations ───► Requests        krun.rs   what is asked of crun's krun handler
 //! ```
 //!
@@ -16,9 +17,11 @@ mod krun;
 pub mod mounts;
 pub mod seccomp;
 pub mod sizing;
+pub mod update;
 
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::Spec;
+use serde::de::DeserializeOwned;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -56,8 +59,19 @@ impl Bundle {
 
 /// Parses `config.json`, naming the field that is wrong.
 pub fn parse(bytes: &[u8]) -> Result<Spec> {
+    let spec: Spec = parse_json(bytes)?;
+    ensure!(
+        spec.version().starts_with("1."),
+        "ociVersion: {:?} is not supported, expected 1.x",
+        spec.version()
+    );
+    Ok(spec)
+}
+
+/// Parses a document of the specification, naming the field that is wrong.
+pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let spec: Spec = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    let document = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         match path.as_str() {
             "." => anyhow::Error::new(error.into_inner()),
@@ -65,12 +79,7 @@ pub fn parse(bytes: &[u8]) -> Result<Spec> {
         }
     })?;
     deserializer.end()?;
-    ensure!(
-        spec.version().starts_with("1."),
-        "ociVersion: {:?} is not supported, expected 1.x",
-        spec.version()
-    );
-    Ok(spec)
+    Ok(document)
 }
 
 fn rootfs(dir: &Path, spec: &Spec) -> Result<PathBuf> {

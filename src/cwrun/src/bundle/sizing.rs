@@ -12,10 +12,11 @@ use super::{Bundle, annotations};
 use crate::settings::{MAX_VCPUS, Settings};
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::LinuxResources;
+use serde::{Deserialize, Serialize};
 use workload::{Scratch, Workload};
 
-/// Sizes of one VM.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Sizes of one VM. They last as long as it does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sizing {
     /// Guest memory in MiB.
     pub memory_mib: u64,
@@ -41,9 +42,18 @@ impl Sizing {
         Self::on(&Host::this(), bundle, settings)
     }
 
+    /// Guest memory in bytes.
+    pub fn memory(&self) -> u64 {
+        self.memory_mib << 20
+    }
+
     fn on(host: &Host, bundle: &Bundle, settings: &Settings) -> Result<Self> {
         let asked = krun::read(bundle)?;
-        let limits = Limits::of(bundle)?;
+        let linux = bundle.spec.linux().as_ref();
+        let limits = match linux.and_then(|linux| linux.resources().as_ref()) {
+            Some(resources) => Limits::of(resources).context("config.json")?,
+            None => Limits::default(),
+        };
         let memory_mib = memory_mib(&asked, &limits, host, settings)?;
         Ok(Self {
             memory_mib,
@@ -66,32 +76,43 @@ impl Host {
 }
 
 /// A limit and the field that sets it.
-struct Limit {
-    value: u64,
-    field: &'static str,
+pub struct Limit {
+    /// The limit.
+    pub value: u64,
+    /// The field's path in config.json.
+    pub field: &'static str,
 }
 
 /// What `linux.resources` allows, from its own fields or those of cgroup version 2 in `unified`, which come last on the cgroup too.
 #[derive(Default)]
-struct Limits {
+pub struct Limits {
     /// In bytes.
-    memory: Option<Limit>,
+    pub memory: Option<Limit>,
     /// CPU time in whole processors, rounded up.
-    quota: Option<u64>,
+    pub quota: Option<u64>,
     /// Processors that may be used.
-    cpuset: Option<u64>,
+    pub cpuset: Option<u64>,
+    /// Processes and threads.
+    pub tasks: Option<u64>,
 }
 
 impl Limits {
-    fn of(bundle: &Bundle) -> Result<Self> {
-        let linux = bundle.spec.linux().as_ref();
-        match linux.and_then(|linux| linux.resources().as_ref()) {
-            Some(resources) => Ok(Self {
-                memory: memory_limit(resources)?,
-                quota: quota(resources)?,
-                cpuset: cpuset(resources)?,
-            }),
-            None => Ok(Self::default()),
+    /// The limits in these resources.
+    pub fn of(resources: &LinuxResources) -> Result<Self> {
+        Ok(Self {
+            memory: memory_limit(resources)?,
+            quota: quota(resources)?,
+            cpuset: cpuset(resources)?,
+            tasks: tasks(resources)?,
+        })
+    }
+
+    /// Those that a guest of this size has to keep by itself: memory below its own, and the number of its processes.
+    pub fn inside(&self, sizing: &Sizing) -> workload::Limits {
+        let memory = self.memory.as_ref().map(|limit| limit.value);
+        workload::Limits {
+            tasks: self.tasks,
+            memory: memory.filter(|bytes| *bytes < sizing.memory()),
         }
     }
 }
@@ -103,7 +124,7 @@ fn unified<'a>(resources: &'a LinuxResources, file: &str) -> Option<&'a str> {
 fn memory_limit(resources: &LinuxResources) -> Result<Option<Limit>> {
     const UNIFIED: &str = "linux.resources.unified: memory.max";
     if let Some(text) = unified(resources, "memory.max") {
-        let value = unified_bytes(text).with_context(|| format!("config.json: {UNIFIED}"))?;
+        let value = unified_bytes(text).context(UNIFIED)?;
         return Ok(value.map(|value| Limit {
             value,
             field: UNIFIED,
@@ -114,6 +135,26 @@ fn memory_limit(resources: &LinuxResources) -> Result<Option<Limit>> {
         value: limit.unsigned_abs(),
         field: "linux.resources.memory.limit",
     }))
+}
+
+/// 0 is what some engines write for "none given", and what crun takes for it.
+fn tasks(resources: &LinuxResources) -> Result<Option<u64>> {
+    if let Some(text) = unified(resources, "pids.max") {
+        return unified_tasks(text).context("linux.resources.unified: pids.max");
+    }
+    let limit = resources.pids().as_ref().map_or(0, |pids| pids.limit());
+    Ok((limit > 0).then(|| limit.unsigned_abs()))
+}
+
+/// A number in `pids.max`; `None` for `max`.
+pub fn unified_tasks(text: &str) -> Result<Option<u64>> {
+    match text.trim() {
+        "max" => Ok(None),
+        text => match text.parse() {
+            Ok(number) => Ok(Some(number)),
+            Err(_) => bail!("{text:?} is neither \"max\" nor a number"),
+        },
+    }
 }
 
 /// Bytes in a file of the memory controller; `None` for `max`.
@@ -136,9 +177,7 @@ fn quota(resources: &LinuxResources) -> Result<Option<u64>> {
             Some("max") => Ok(None),
             Some(quota) => match (quota.parse(), period.parse()) {
                 (Ok(quota), Ok(period)) => Ok(whole(quota, period)),
-                _ => bail!(
-                    "config.json: linux.resources.unified: cpu.max: {text:?} is not a quota and a period"
-                ),
+                _ => bail!("linux.resources.unified: cpu.max: {text:?} is not a quota and a period"),
             },
             None => Ok(None),
         };
@@ -161,9 +200,8 @@ fn cpuset(resources: &LinuxResources) -> Result<Option<u64>> {
     let Some(list) = list.map(str::trim).filter(|list| !list.is_empty()) else {
         return Ok(None);
     };
-    let count = count_processors(list).with_context(|| {
-        format!("config.json: {field}: {list:?} is not a list of processors such as \"0-3,7\"")
-    })?;
+    let count = count_processors(list)
+        .with_context(|| format!("{field}: {list:?} is not a list of processors such as \"0-3,7\""))?;
     Ok(Some(count))
 }
 
@@ -262,6 +300,16 @@ fn scratch(bundle: &Bundle, memory_mib: u64, settings: &Settings) -> Result<Scra
 /// [`parse_size`] for the command line.
 pub fn parse_size_argument(text: &str) -> Result<u64, String> {
     parse_size(text).ok_or_else(|| format!("{text:?} is not a size such as 10GiB"))
+}
+
+/// A limit on the command line: [`parse_size`], or -1 for none.
+pub fn parse_limit_argument(text: &str) -> Result<i64, String> {
+    match text {
+        "-1" => Ok(-1),
+        text => parse_size(text)
+            .and_then(|bytes| i64::try_from(bytes).ok())
+            .ok_or_else(|| format!("{text:?} is neither -1 nor a size such as 512m")),
+    }
 }
 
 /// Bytes from a number with an optional binary unit: `512MiB`, `4g`, `1048576`.

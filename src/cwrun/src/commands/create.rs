@@ -61,7 +61,7 @@ pub fn create(
     let sizing = Sizing::of(&bundle, settings)?;
     let host = host::split(&bundle, &sizing)?;
     let root = Root::new(global.root.clone())?;
-    let mut container = root.reserve(record(global, args, &bundle, &host)?)?;
+    let mut container = root.reserve(record(global, args, &bundle, &host, &sizing)?)?;
     let result = container
         .save_config(&bundle.spec)
         .and_then(|()| prepare(&bundle, &sizing, settings, &container, args, console));
@@ -89,7 +89,13 @@ pub fn create(
     }
 }
 
-fn record(global: &Global, args: &Create, bundle: &Bundle, host: &HostSpec) -> Result<Record> {
+fn record(
+    global: &Global,
+    args: &Create,
+    bundle: &Bundle,
+    host: &HostSpec,
+    sizing: &Sizing,
+) -> Result<Record> {
     let created = time::OffsetDateTime::now_utc().format(&time::format_description::well_known::Rfc3339)?;
     Ok(Record {
         id: args.id.clone(),
@@ -108,6 +114,7 @@ fn record(global: &Global, args: &Create, bundle: &Bundle, host: &HostSpec) -> R
         vmm: None,
         cgroup: cgroup::Location::new(global.cgroups(), host.cgroup_path.as_deref(), &args.id),
         hooks: host.hooks.clone(),
+        sizing: Some(sizing.clone()),
     })
 }
 

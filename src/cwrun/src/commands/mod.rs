@@ -1,10 +1,12 @@
 //! One file per command.
 
 pub mod check;
+pub mod checkpoint;
 pub mod create;
 pub mod delete;
 pub mod disk;
 mod disk_cache;
+pub mod events;
 pub mod exec;
 pub mod features;
 pub mod kill;
@@ -15,6 +17,7 @@ pub mod run;
 pub mod spec;
 pub mod start;
 pub mod state;
+pub mod update;
 
 use anyhow::{Context, Result};
 use std::io::Write;
