@@ -1,5 +1,6 @@
 //! End-to-end tests, by topic. Each needs a KVM that works and a machine of its own: run them in the testbed.
 
+mod conformance;
 mod crash;
 mod errors;
 mod exec;
@@ -14,3 +15,4 @@ mod secrecy;
 mod streams;
 mod tamper;
 mod terminal;
+mod wrong_input;

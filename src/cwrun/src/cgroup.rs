@@ -57,6 +57,17 @@ impl Location {
         })
     }
 
+    /// Refuses a cgroup that has processes. It is somebody else's: they would be under this container's limits, and end with it.
+    pub fn expect_empty(&self) -> Result<()> {
+        let others = self.processes().len();
+        ensure!(
+            others == 0,
+            "config.json: linux.cgroupsPath: {}: the cgroup has processes already ({others})",
+            self.path.display()
+        );
+        Ok(())
+    }
+
     /// Makes the cgroup, moves process `pid` into it and sets the limits.
     pub fn enter(&self, pid: i32, resources: Option<&LinuxResources>) -> Result<()> {
         let manager = self.manager()?;
