@@ -4,6 +4,7 @@
 //!   bed      what the tests run: binary, guest files and root file systems, copied to memory once
 //!   bundle   an OCI bundle, built by changing a sound one
 //!   cwrun    the runtime with a state directory of its own; sees to it that nothing is left behind
+//!   facts    lines `key=value` that a script in a container printed
 //!   host     what the host holds that a container could leave: processes, mounts, cgroups, devices, files
 //!   process  running a program with a deadline
 //!   tree     random trees with every kind of entry, and a listing of all there is to see
@@ -16,6 +17,7 @@
 pub mod bed;
 pub mod bundle;
 pub mod cwrun;
+pub mod facts;
 pub mod host;
 pub mod pattern;
 pub mod process;
@@ -24,6 +26,7 @@ pub mod tree;
 pub use bed::bed;
 pub use bundle::Bundle;
 pub use cwrun::Cwrun;
+pub use facts::Facts;
 pub use host::Host;
 pub use process::{Finished, Run};
 

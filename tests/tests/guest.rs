@@ -1,43 +1,10 @@
 //! What the workload finds around itself: our kernel, an encrypted and verified root, and the settings of its bundle.
 
-use e2e::{Bundle, Cwrun, Finished, bed};
+use e2e::{Bundle, Cwrun, Facts, bed};
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-
-/// Lines `key=value` that a script printed.
-struct Facts(BTreeMap<String, String>);
-
-impl Facts {
-    fn of(done: &Finished) -> Self {
-        let facts = done.text();
-        Self(
-            facts
-                .lines()
-                .filter_map(|line| line.split_once('='))
-                .map(|(k, v)| (k.to_owned(), v.trim().to_owned()))
-                .collect(),
-        )
-    }
-
-    #[track_caller]
-    fn get(&self, key: &str) -> &str {
-        self.0
-            .get(key)
-            .unwrap_or_else(|| panic!("{key} is not in {:?}", self.0))
-    }
-
-    #[track_caller]
-    fn expect(&self, expected: &[(&str, &str)]) {
-        let wrong: Vec<_> = expected
-            .iter()
-            .filter(|(key, value)| self.get(key) != *value)
-            .collect();
-        assert!(wrong.is_empty(), "expected {wrong:?} in {:?}", self.0);
-    }
-}
 
 #[test]
 #[ignore = "needs KVM: run in the testbed"]
@@ -55,7 +22,7 @@ fn the_root_is_our_kernel_over_an_encrypted_and_verified_disk() {
         echo "clock=$(date +%s)"
     "#;
     let done = cwrun.run("root", &Bundle::script(script)).finish().ok();
-    let facts = Facts::of(&done);
+    let facts = Facts::of(&done.text());
     let release = facts.get("kernel");
     assert!(release.ends_with("-cwrun"), "{release}");
     let host = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
@@ -120,7 +87,7 @@ fn the_process_is_what_the_bundle_says() {
         config["linux"]["sysctl"] = json!({"net.ipv4.ip_default_ttl": "63", "kernel.shm_rmid_forced": "1"});
     });
     let done = cwrun.run("process", &bundle).finish().ok();
-    Facts::of(&done).expect(&[
+    Facts::of(&done.text()).expect(&[
         ("args", "name,two words,*"),
         ("uid", "1000 gid=1001 groups=1001 10 20"),
         ("cwd", "/usr/bin"),
@@ -179,7 +146,7 @@ fn file_systems_devices_and_hidden_paths() {
         config["linux"]["readonlyPaths"] = json!(["/etc", "/does/not/exist"]);
     });
     let done = cwrun.run("files", &bundle).finish().ok();
-    let facts = Facts::of(&done);
+    let facts = Facts::of(&done.text());
     facts.expect(&[
         ("fs-/proc", "proc"),
         ("fs-/sys", "sysfs"),
@@ -257,7 +224,7 @@ fn a_read_only_root_and_files_that_the_engine_injects() {
         mounts.push(json!({"destination": "/opt/blob", "type": "bind", "source": "blob", "options": ["bind", "ro"]}));
     });
     let done = cwrun.run("readonly", &bundle).finish().ok();
-    Facts::of(&done).expect(&[
+    Facts::of(&done.text()).expect(&[
         ("root-write", "no"),
         ("tmpfs-write", "yes"),
         ("hosts", "127.0.0.1 injected"),
@@ -326,7 +293,7 @@ fn many_processes_and_zombies() {
         echo "left=$(ls /proc | grep -c '^[0-9]*$')"
     "#;
     let done = cwrun.run("many", &Bundle::script(script)).finish().ok();
-    let facts = Facts::of(&done);
+    let facts = Facts::of(&done.text());
     let number = |key: &str| facts.get(key).parse::<u32>().unwrap();
     assert!(number("running") >= 200, "{}", number("running"));
     assert_eq!(number("finished"), 200);
@@ -357,7 +324,7 @@ fn debian_runs_real_programs() {
     let bundle = Bundle::on(&bed().debian(), ["sh", "-c", script]);
     let done = cwrun.run("debian", &bundle).deadline(300).finish().ok();
     eprintln!("Debian: {:?}", done.took);
-    let facts = Facts::of(&done);
+    let facts = Facts::of(&done.text());
     let failed: Vec<_> = facts
         .0
         .iter()
@@ -393,7 +360,7 @@ fn half_a_gigabyte_in_the_writable_layer() {
     let bundle = Bundle::script(script).annotation("krun.ram_mib", "256");
     let done = cwrun.run("big", &bundle).deadline(600).finish().ok();
     eprintln!("500 MB written and read: {:?}", done.took);
-    let facts = Facts::of(&done);
+    let facts = Facts::of(&done.text());
     facts.expect(&[
         ("size", &expected.len().to_string()),
         ("sum", &e2e::pattern::sha256(&expected)),
@@ -436,7 +403,7 @@ fn the_bundle_decides_how_large_the_machine_is() {
         (by_image, 200, 2),
     ] {
         let done = cwrun.run("sized", &bundle).finish().ok();
-        let facts = Facts::of(&done);
+        let facts = Facts::of(&done.text());
         let seen: u64 = facts.get("mib").parse().unwrap();
         assert!(
             (mib - 64..=mib).contains(&seen),

@@ -312,7 +312,7 @@ fn hooks_run_where_and_when_they_should() {
         let state = seen(name).unwrap_or_else(|| panic!("{name} has not run when create returns"));
         assert_eq!(
             (state["id"].as_str(), state["status"].as_str()),
-            (Some("hooked"), Some("creating")),
+            (Some("hooked"), Some("created")),
             "{name}"
         );
         // As seen from where the hook runs: the VMM is the first process of its namespace.

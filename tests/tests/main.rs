@@ -1,5 +1,6 @@
 //! End-to-end tests, by topic. Each needs a KVM that works and a machine of its own: run them in the testbed.
 
+mod conformance;
 mod crash;
 mod errors;
 mod events;
@@ -16,3 +17,4 @@ mod streams;
 mod tamper;
 mod terminal;
 mod update;
+mod wrong_input;

@@ -59,6 +59,17 @@ impl Location {
         })
     }
 
+    /// Refuses a cgroup that has processes. It is somebody else's: they would be under this container's limits, and end with it.
+    pub fn expect_empty(&self) -> Result<()> {
+        let others = self.processes().len();
+        ensure!(
+            others == 0,
+            "config.json: linux.cgroupsPath: {}: the cgroup has processes already ({others})",
+            self.path.display()
+        );
+        Ok(())
+    }
+
     /// Makes the cgroup, moves process `pid` into it and sets the limits.
     pub fn enter(&self, pid: i32, resources: Option<&LinuxResources>) -> Result<()> {
         self.manager()?
@@ -142,7 +153,13 @@ fn refuse_version_1(resources: &LinuxResources) -> Result<()> {
     let network = network.is_some_and(|network| {
         network.class_id().is_some() || network.priorities().as_ref().is_some_and(|list| !list.is_empty())
     });
+    let block_io = resources.block_io().as_ref();
+    let leaf_weight = block_io.is_some_and(|block_io| {
+        let mut devices = block_io.weight_device().iter().flatten();
+        block_io.leaf_weight().is_some() || devices.any(|device| device.leaf_weight().is_some())
+    });
     for (field, set) in [
+        ("blockIO.leafWeight", leaf_weight),
         ("memory.kernel", memory.kernel().is_some()),
         ("memory.kernelTCP", memory.kernel_tcp().is_some()),
         ("memory.swappiness", memory.swappiness().is_some()),
@@ -200,6 +217,14 @@ mod tests {
                 "linux.resources.memory.disableOOMKiller:",
             ),
             (json!({"network": {"classID": 1}}), "linux.resources.network:"),
+            (
+                json!({"blockIO": {"leafWeight": 10}}),
+                "linux.resources.blockIO.leafWeight:",
+            ),
+            (
+                json!({"blockIO": {"weightDevice": [{"major": 8, "minor": 0, "leafWeight": 10}]}}),
+                "linux.resources.blockIO.leafWeight:",
+            ),
         ] {
             let error = format!("{:#}", check(value).unwrap_err());
             assert!(error.contains(field), "{field}: {error}");

@@ -13,8 +13,9 @@ use crate::sys;
 use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_reconfigure, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, fspick, move_mount,
+    open_tree,
 };
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -31,6 +32,23 @@ impl NewFs {
         let context = fsopen(name, FsOpenFlags::FSOPEN_CLOEXEC)
             .map_err(|error| Failure::other(format!("file system {name}: {}", reason(error))))?;
         Ok(Self { context, name })
+    }
+
+    /// Begins to configure once more the file system that is mounted at `target`.
+    pub fn mounted_at(target: impl AsFd) -> Result<Self> {
+        let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+        let context = fspick(target.as_fd(), "", flags)
+            .map_err(|error| Failure::other(format!("remount: {}", reason(error))))?;
+        Ok(Self {
+            context,
+            name: "remount",
+        })
+    }
+
+    /// Applies the options to a file system that is mounted.
+    pub fn reconfigure(self) -> Result<()> {
+        let changed = fsconfig_reconfigure(self.context.as_fd());
+        self.checked(changed, "reconfigure").map(drop)
     }
 
     /// Sets what `/proc/mounts` shows as the source, which is a device for some types.

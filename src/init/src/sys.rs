@@ -18,14 +18,25 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     }
 }
 
-/// Sets `MOUNT_ATTR_*` bits on a mount (mount_setattr(2)), and on those below it if `recursive`.
+/// A change of a mount's attributes (mount_setattr(2)): nothing, unless said otherwise.
+pub const NO_CHANGE: libc::mount_attr = libc::mount_attr {
+    attr_set: 0,
+    attr_clr: 0,
+    propagation: 0,
+    userns_fd: 0,
+};
+
+/// Sets `MOUNT_ATTR_*` bits on a mount, and on those below it if `recursive`.
 pub fn set_mount_attributes(mount: impl AsFd, set: u64, recursive: bool) -> io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: set,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
+        ..NO_CHANGE
     };
+    change_mount(mount, attributes, recursive)
+}
+
+/// Changes the attributes of a mount, and of those below it if `recursive`.
+pub fn change_mount(mount: impl AsFd, attributes: libc::mount_attr, recursive: bool) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a NUL-terminated literal and the structure lives across the call with its own size.
     let result = unsafe {

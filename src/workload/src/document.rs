@@ -348,6 +348,11 @@ pub struct Mount {
     pub options: Vec<String>,
 }
 
+impl Mount {
+    /// What an option begins with that says what `/proc/mounts` shows as the source. Without one it is the file system's name.
+    pub const SOURCE: &str = "source=";
+}
+
 /// File systems that the guest makes itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -28,6 +28,10 @@ pub const ALL: [&str; 6] = [
 /// and handlers of crun other than the one that we stand in for.
 pub fn check(bundle: &Bundle) -> Result<()> {
     let annotations = bundle.spec.annotations().iter().flatten();
+    ensure!(
+        annotations.clone().all(|(key, _)| !key.is_empty()),
+        "config.json: annotations: a key is empty"
+    );
     let unknown = annotations
         .map(|(key, _)| key.as_str())
         .filter(|key| key.starts_with("io.cwrun.") && !ALL.contains(key))

@@ -33,6 +33,9 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
         .context("config.json: process: missing, expected an object with args and cwd")?;
     refuse_unsupported(bundle, process)?;
     let linux = spec.linux().clone().unwrap_or_default();
+    check_paths("maskedPaths", linux.masked_paths().as_deref())?;
+    check_paths("readonlyPaths", linux.readonly_paths().as_deref())?;
+    check_propagation(linux.rootfs_propagation().as_deref())?;
     let (mut guest_mounts, mut files) = (Vec::new(), Vec::new());
     for placed in mounts::place(&bundle.dir, spec.mounts().as_deref().unwrap_or_default())? {
         match placed {
@@ -144,13 +147,45 @@ pub fn process(process: &OciProcess, linux: &Linux) -> Result<Process> {
     })
 }
 
-/// Capabilities that the guest kernel does not have are left out, as runtimes do for names newer than the kernel.
+/// `linux.maskedPaths` and `linux.readonlyPaths`.
+fn check_paths(field: &str, paths: Option<&[String]>) -> Result<()> {
+    let relative = |path: &&String| !path.starts_with('/');
+    match paths.unwrap_or_default().iter().find(relative) {
+        Some(path) => bail!("config.json: linux.{field}: {path:?} is not an absolute path"),
+        None => Ok(()),
+    }
+}
+
+/// The values of `linux.rootfsPropagation`, also with the `r` that engines put in front.
+fn check_propagation(value: Option<&str>) -> Result<()> {
+    let Some(value) = value.filter(|value| !value.is_empty()) else {
+        return Ok(());
+    };
+    let known = ["shared", "slave", "private", "unbindable"];
+    ensure!(
+        known.contains(&value)
+            || value
+                .strip_prefix('r')
+                .is_some_and(|value| known.contains(&value)),
+        "config.json: linux.rootfsPropagation: {value:?} is unknown, expected shared, slave, private or unbindable"
+    );
+    Ok(())
+}
+
+/// Capabilities that the guest kernel does not have are logged and left out.
 fn capabilities(sets: &LinuxCapabilities) -> Capabilities {
     let set = |names: &Option<oci_spec::runtime::Capabilities>| -> BTreeSet<Capability> {
         let names = names.iter().flatten();
         names
             .filter_map(|name| {
-                Capability::by_name(&format!("CAP_{}", name.to_string().trim_start_matches("CAP_")))
+                let name = format!("CAP_{}", name.to_string().trim_start_matches("CAP_"));
+                let capability = Capability::by_name(&name);
+                if capability.is_none() {
+                    tracing::warn!(
+                        "config.json: process.capabilities: {name} is unknown to the guest and left out"
+                    );
+                }
+                capability
             })
             .collect()
     };

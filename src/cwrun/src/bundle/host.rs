@@ -3,9 +3,9 @@
 use super::Bundle;
 use super::sizing::{Sizing, unified_bytes, unified_tasks};
 use anyhow::{Context, Result, bail, ensure};
-use oci_spec::runtime::{Hook, LinuxMemory, LinuxNamespaceType, LinuxResources};
+use oci_spec::runtime::{Hook, LinuxMemory, LinuxNamespace, LinuxNamespaceType, LinuxResources};
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 /// A namespace of the VMM process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,22 +79,7 @@ pub struct HostSpec {
 /// Splits off what confines the VMM.
 pub fn split(bundle: &Bundle, sizing: &Sizing) -> Result<HostSpec> {
     let linux = bundle.spec.linux().clone().unwrap_or_default();
-    let mut namespaces = Vec::new();
-    for namespace in linux.namespaces().iter().flatten() {
-        if let Some(kind) = kind(namespace.typ()) {
-            namespaces.push(Namespace {
-                kind,
-                path: namespace.path().clone(),
-            });
-        }
-    }
-    namespaces.sort_by_key(|namespace| namespace.kind);
-    if let Some(pair) = namespaces.windows(2).find(|pair| pair[0].kind == pair[1].kind) {
-        bail!(
-            "config.json: linux.namespaces: {:?} is listed twice",
-            pair[0].kind
-        );
-    }
+    let namespaces = namespaces(linux.namespaces().as_deref().unwrap_or_default())?;
     let new_user = namespaces
         .iter()
         .any(|n| n.kind == Kind::User && n.path.is_none());
@@ -120,10 +105,50 @@ pub fn split(bundle: &Bundle, sizing: &Sizing) -> Result<HostSpec> {
         namespaces,
         uid_map,
         gid_map,
-        cgroup_path: linux.cgroups_path().clone(),
+        cgroup_path: linux.cgroups_path().as_deref().map(cgroup_path).transpose()?,
         resources,
-        hooks: hooks(bundle),
+        hooks: hooks(bundle)?,
     })
+}
+
+/// `linux.namespaces`, in the order in which they are entered.
+fn namespaces(listed: &[LinuxNamespace]) -> Result<Vec<Namespace>> {
+    let mut namespaces = Vec::new();
+    for (index, namespace) in listed.iter().enumerate() {
+        let (typ, path) = (namespace.typ(), namespace.path());
+        ensure!(
+            listed[..index].iter().all(|earlier| earlier.typ() != typ),
+            "config.json: linux.namespaces: {typ} is listed twice"
+        );
+        let absolute = path.as_ref().is_none_or(|path| path.is_absolute());
+        ensure!(
+            absolute,
+            "config.json: linux.namespaces[{index}].path: not an absolute path"
+        );
+        match (kind(typ), path) {
+            (Some(kind), path) => namespaces.push(Namespace {
+                kind,
+                path: path.clone(),
+            }),
+            (None, None) => {}
+            (None, Some(path)) => bail!(
+                "config.json: linux.namespaces[{index}]: the {typ} namespace {} can't be joined: a VMM has an empty root of its own",
+                path.display()
+            ),
+        }
+    }
+    namespaces.sort_by_key(|namespace| namespace.kind);
+    Ok(namespaces)
+}
+
+/// `linux.cgroupsPath`, which must not lead out of the hierarchy.
+fn cgroup_path(path: &Path) -> Result<PathBuf> {
+    ensure!(
+        !path.components().any(|part| part == Component::ParentDir),
+        "config.json: linux.cgroupsPath: {} has a component \"..\"",
+        path.display()
+    );
+    Ok(path.to_owned())
 }
 
 /// Types of `linux.namespaces`, and what the VMM gets.
@@ -175,6 +200,12 @@ pub fn adjust(mut resources: LinuxResources, sizing: &Sizing) -> Result<LinuxRes
         resources.set_pids((limit != 0).then_some(pids));
     }
     if let Some(mut files) = resources.unified().clone() {
+        if let Some(name) = files
+            .keys()
+            .find(|name| name.is_empty() || name.contains(['/', '\0']))
+        {
+            bail!("config.json: linux.resources.unified: {name:?} is not the name of a file");
+        }
         for name in UNIFIED_MEMORY {
             let Some(text) = files.get_mut(name) else { continue };
             let bytes = unified_bytes(text).with_context(|| format!("linux.resources.unified: {name}"))?;
@@ -220,19 +251,40 @@ fn adjust_memory(mut memory: LinuxMemory, sizing: &Sizing) -> Result<LinuxMemory
     Ok(memory)
 }
 
-fn hooks(bundle: &Bundle) -> Hooks {
+fn hooks(bundle: &Bundle) -> Result<Hooks> {
     let Some(hooks) = bundle.spec.hooks() else {
-        return Hooks::default();
+        return Ok(Hooks::default());
     };
     #[allow(deprecated, reason = "engines still write prestart")]
-    let prestart = hooks.prestart().iter().flatten();
-    Hooks {
-        create_runtime: prestart
-            .chain(hooks.create_runtime().iter().flatten())
-            .cloned()
-            .collect(),
-        create_container: hooks.create_container().clone().unwrap_or_default(),
-        poststart: hooks.poststart().clone().unwrap_or_default(),
-        poststop: hooks.poststop().clone().unwrap_or_default(),
+    let prestart = hooks.prestart();
+    let (create_runtime, create_container) = (hooks.create_runtime(), hooks.create_container());
+    let (poststart, poststop) = (hooks.poststart(), hooks.poststop());
+    for (name, list) in
+        HOOKS
+            .into_iter()
+            .zip([prestart, create_runtime, create_container, poststart, poststop])
+    {
+        for (index, hook) in list.iter().flatten().enumerate() {
+            check_hook(hook).with_context(|| format!("config.json: hooks.{name}[{index}]"))?;
+        }
     }
+    Ok(Hooks {
+        create_runtime: prestart.iter().chain(create_runtime).flatten().cloned().collect(),
+        create_container: create_container.clone().unwrap_or_default(),
+        poststart: poststart.clone().unwrap_or_default(),
+        poststop: poststop.clone().unwrap_or_default(),
+    })
+}
+
+/// What config.md#posix-platform-hooks demands of a hook.
+fn check_hook(hook: &Hook) -> Result<()> {
+    ensure!(
+        hook.path().is_absolute(),
+        "path: {:?} is not an absolute path",
+        hook.path()
+    );
+    if let Some(timeout) = hook.timeout() {
+        ensure!(timeout > 0, "timeout: {timeout} is not greater than 0");
+    }
+    Ok(())
 }

@@ -92,18 +92,29 @@ fn place_one(bundle: &Path, mount: &oci_spec::runtime::Mount) -> Result<Placed> 
             bail!("type: file system {other:?} (destination {destination}) is not supported in the guest")
         }
     };
-    // Options of cgroup version 1 hierarchies mean nothing to version 2, which is what every guest has.
-    let data = if filesystem == Filesystem::Cgroup2 {
-        Vec::new()
-    } else {
-        options.data
-    };
+    let mut data = options.data;
+    if filesystem == Filesystem::Cgroup2 {
+        // Options of version 1 hierarchies mean nothing to version 2, which is what every guest has.
+        data.retain(|option| GUEST_OPTIONS.contains(&option.as_str()));
+    }
+    data.extend(source(mount, filesystem)?);
     Ok(Placed::Guest(Mount {
         destination,
         filesystem,
         flags: options.flags,
         options: data,
     }))
+}
+
+/// What `/proc/mounts` shows as the source, as an option (fsconfig(2) has one of this name). Without it, it is the file system's name.
+fn source(mount: &oci_spec::runtime::Mount, filesystem: Filesystem) -> Result<Option<String>> {
+    let Some(source) = mount.source() else {
+        return Ok(None);
+    };
+    let source = source.to_str().context("source: not UTF-8")?;
+    ensure!(!source.contains('\0'), "source: contains a NUL byte");
+    let said = !source.is_empty() && source != filesystem.name();
+    Ok(said.then(|| format!("{}{source}", Mount::SOURCE)))
 }
 
 fn place_bind(
@@ -116,7 +127,11 @@ fn place_bind(
         .source()
         .as_ref()
         .with_context(|| format!("source: missing (bind mount on {destination})"))?;
-    if let Some(option) = options.data.first() {
+    // Of the options for the guest, these two ask for something that a copy does not have; the others, for nothing.
+    let asks = |option: &&String| {
+        matches!(option.as_str(), "tmpcopyup" | "remount") || !GUEST_OPTIONS.contains(&option.as_str())
+    };
+    if let Some(option) = options.data.iter().find(asks) {
         bail!("options: {option:?} is not supported on a bind mount ({destination})");
     }
     let source: PathBuf = bundle.join(source);
@@ -231,22 +246,26 @@ pub const FLAG_OPTIONS: [(&str, MountFlag, bool); 34] = [
 /// Options that make a mount a bind mount.
 pub const BIND_OPTIONS: [&str; 2] = ["bind", "rbind"];
 
-/// Options of OCI that travel to the guest among those of the file system.
-pub const GUEST_OPTIONS: [&str; 1] = ["tmpcopyup"];
-
-/// Options without effect here: the kernel's own defaults, and propagation between namespaces, which a guest of its own has
-/// nobody to propagate to.
-pub const NEUTRAL_OPTIONS: [&str; 9] = [
-    "defaults",
+/// Options that are no file system's own and travel to the guest among those that are: `tmpcopyup`, `remount`, propagation, and
+/// those about how an inode's times are written, which the kernel has for every file system.
+pub const GUEST_OPTIONS: [&str; 12] = [
+    "lazytime",
+    "nolazytime",
     "private",
+    "remount",
     "rprivate",
-    "slave",
-    "rslave",
-    "shared",
     "rshared",
-    "unbindable",
+    "rslave",
     "runbindable",
+    "shared",
+    "slave",
+    "tmpcopyup",
+    "unbindable",
 ];
+
+/// Options without effect here: the kernel's own defaults, what it logs while it mounts, and the version of an inode, which no file
+/// system of a guest shows to anyone.
+pub const NEUTRAL_OPTIONS: [&str; 5] = ["defaults", "silent", "loud", "iversion", "noiversion"];
 
 fn parse_options(options: &[String]) -> Result<Options> {
     let mut parsed = Options::default();

@@ -12,7 +12,7 @@ fn place_in(dir: &Path, value: Value) -> Result<Vec<Placed>> {
 
 #[test]
 fn guest_file_systems_keep_flags_and_options() {
-    let value = json!([{"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k", "rprivate"]}]);
+    let value = json!([{"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k", "defaults", "silent"]}]);
     let placed = place_in(Path::new("/"), value).unwrap();
     let expected = Mount {
         destination: "/dev".into(),
@@ -48,7 +48,7 @@ fn a_bound_file_is_without_what_its_options_forbid() {
     std::fs::write(&path, "#!/bin/sh\n").unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o4755)).unwrap();
     for (options, readonly, mode) in [
-        (json!(["rbind", "rprivate"]), false, 0o4755),
+        (json!(["rbind", "rprivate", "lazytime"]), false, 0o4755),
         (json!(["bind", "nosuid", "rro"]), true, 0o755),
         (json!(["bind", "noexec", "ro", "rw"]), false, 0o4644),
     ] {
@@ -123,6 +123,10 @@ fn what_cant_be_shared_is_refused_by_name() {
         (
             json!({"destination": "/x", "type": "bind", "source": "big", "options": ["bind", "nosymfollow"]}),
             "options: \"nosymfollow\" is not supported on a bind mount (/x)",
+        ),
+        (
+            json!({"destination": "/x", "type": "bind", "source": "big", "options": ["bind", "remount", "ro"]}),
+            "options: \"remount\" is not supported on a bind mount (/x)",
         ),
         (
             json!({"destination": "/x", "type": "bind", "source": "big"}),

@@ -114,6 +114,10 @@ fn filter(seccomp: &LinuxSeccomp) -> Result<Filter> {
         let at = || format!("config.json: linux.seccomp.syscalls[{index}]");
         let verdict = verdict(rule.action(), rule.errno_ret()).with_context(at)?;
         let alternatives = alternatives(rule).with_context(at)?;
+        ensure!(
+            !rule.names().is_empty(),
+            "config.json: linux.seccomp.syscalls[{index}].names: empty, expected at least one name"
+        );
         if verdict == default {
             continue;
         }

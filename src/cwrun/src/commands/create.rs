@@ -61,9 +61,10 @@ pub fn create(
     let sizing = Sizing::of(&bundle, settings)?;
     let host = host::split(&bundle, &sizing)?;
     let root = Root::new(global.root.clone())?;
-    let mut container = root.reserve(record(global, args, &bundle, &host, &sizing)?)?;
-    let result = container
-        .save_config(&bundle.spec)
+    let mut container = root.reserve(record(args, &bundle, &host, &sizing)?)?;
+    let cgroup = cgroup::Location::new(global.cgroups(), host.cgroup_path.as_deref(), &args.id);
+    let result = claim(&mut container, cgroup)
+        .and_then(|()| container.save_config(&bundle.spec))
         .and_then(|()| prepare(&bundle, &sizing, settings, &container, args, console));
     let result = result.and_then(|machine| {
         let terminal = machine.workload.process.terminal;
@@ -89,13 +90,16 @@ pub fn create(
     }
 }
 
-fn record(
-    global: &Global,
-    args: &Create,
-    bundle: &Bundle,
-    host: &HostSpec,
-    sizing: &Sizing,
-) -> Result<Record> {
+/// Records the cgroup as the container's, if it is nobody else's: from then on, whatever is in it ends with the container.
+fn claim(container: &mut Container, cgroup: Option<cgroup::Location>) -> Result<()> {
+    if let Some(cgroup) = &cgroup {
+        cgroup.expect_empty()?;
+    }
+    container.record.cgroup = cgroup;
+    container.save()
+}
+
+fn record(args: &Create, bundle: &Bundle, host: &HostSpec, sizing: &Sizing) -> Result<Record> {
     let created = time::OffsetDateTime::now_utc().format(&time::format_description::well_known::Rfc3339)?;
     Ok(Record {
         id: args.id.clone(),
@@ -112,7 +116,7 @@ fn record(
         owner: rustix::process::geteuid().as_raw(),
         creator: ProcessId::own()?,
         vmm: None,
-        cgroup: cgroup::Location::new(global.cgroups(), host.cgroup_path.as_deref(), &args.id),
+        cgroup: None,
         hooks: host.hooks.clone(),
         sizing: Some(sizing.clone()),
     })

@@ -10,7 +10,7 @@
 //! the process, and the other way round.
 
 use super::create::{self, Console, write_pid_file};
-use crate::bundle::guest;
+use crate::bundle::{self, guest};
 use crate::channel::{Channel, Received};
 use crate::cli::{Exec, Global};
 use crate::control::{self, Client};
@@ -69,7 +69,7 @@ fn process(config: &Spec, args: &Exec) -> Result<OciProcess> {
     if let Some(path) = &args.process {
         let context = || format!("--process {}", path.display());
         let bytes = fs::read(path).with_context(context)?;
-        let mut process: OciProcess = serde_json::from_slice(&bytes).with_context(context)?;
+        let mut process = bundle::parse_process(&bytes).with_context(context)?;
         if args.tty {
             process.set_terminal(Some(true));
         }

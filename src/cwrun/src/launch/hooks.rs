@@ -46,7 +46,6 @@ fn run(hook: &Hook, state: &serde_json::Value) -> Result<()> {
     }
     let timeout = hook
         .timeout()
-        .filter(|seconds| *seconds > 0)
         .map(|seconds| Duration::from_secs(seconds.unsigned_abs()));
     let status = wait(&mut child, timeout)?;
     match (status.code(), status.signal()) {

@@ -123,7 +123,8 @@ fn attend(
         .context("waiting for the intermediate process")?;
     container.record.vmm = Some(ProcessId::of(vmm.as_raw_pid())?);
     container.save()?;
-    let state = container.oci_state(Status::Creating);
+    // The environment exists, which is what "created" says to hooks (runtime-spec runtime.md#lifecycle, step 2).
+    let state = container.oci_state(Status::Created);
     hooks::run_all("createRuntime", &host.hooks.create_runtime, &state)?;
     channel.send(&Go)?;
     match next(channel, vmm)? {
@@ -182,7 +183,7 @@ fn vmm(container: &Container, host: &HostSpec, machine: Machine, mut channel: Vm
     let confined = (|| -> Result<()> {
         await_go(&mut channel)?;
         confine::session(machine.stdio.controlling_terminal())?;
-        let mut state = container.oci_state(Status::Creating);
+        let mut state = container.oci_state(Status::Created);
         // As seen in the container's namespaces, where these hooks run (runtime-spec config.md#createcontainer-hooks).
         state["pid"] = rustix::process::getpid().as_raw_pid().into();
         hooks::run_all("createContainer", &host.hooks.create_container, &state)?;

@@ -5,13 +5,14 @@ use super::copyup;
 use super::root::Root;
 use crate::failure::{Context as _, Failure, Result};
 use crate::mount::{Detached, NewFs};
+use crate::sys;
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, fchmod, fchown, openat, statat};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write as _;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use workload::{Filesystem, InjectedFile, Mount, MountFlag};
 
 /// Mounts one entry of `mounts`.
@@ -30,8 +31,11 @@ fn place(root: &Root, entry: &Mount) -> Result<()> {
     if at_root {
         return Err(Failure::other("the root itself can't be mounted over"));
     }
+    if entry.options.iter().any(|option| option == "remount") {
+        return remount(&target, entry);
+    }
     let attributes = attributes(&entry.flags);
-    let mut filesystem = NewFs::open(entry.filesystem.name())?.source(entry.filesystem.name())?;
+    let mut filesystem = NewFs::open(entry.filesystem.name())?.source(source(entry))?;
     for option in superblock_options(entry) {
         filesystem = filesystem.set(option)?;
     }
@@ -45,7 +49,69 @@ fn place(root: &Root, entry: &Mount) -> Result<()> {
             .restrict(MountAttrFlags::MOUNT_ATTR_RDONLY)
             .context(|| "make it read-only".into())?;
     }
-    mounted.attach(&target).map(drop).context(|| "attach".into())
+    let mounted = mounted.attach(&target).context(|| "attach".into())?;
+    propagate(&mounted, entry)
+}
+
+/// Changes what is mounted at `target` already: the flags become those of the entry, options are added (mount(8), `remount`).
+fn remount(target: &OwnedFd, entry: &Mount) -> Result<()> {
+    let mut options = superblock_options(entry).peekable();
+    if options.peek().is_some() {
+        options
+            .try_fold(NewFs::mounted_at(target)?, NewFs::set)?
+            .reconfigure()?;
+    }
+    // `MOUNT_ATTR__ATIME`, the field that NOATIME and STRICTATIME are values of.
+    const CLOCK: MountAttrFlags = MountAttrFlags::from_bits_retain(0x70);
+    const FLAGS: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY
+        .union(MountAttrFlags::MOUNT_ATTR_NOSUID)
+        .union(MountAttrFlags::MOUNT_ATTR_NODEV)
+        .union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
+    let clock = [
+        MountFlag::Noatime,
+        MountFlag::Nodiratime,
+        MountFlag::Relatime,
+        MountFlag::Strictatime,
+    ];
+    let cleared = if clock.iter().any(|flag| entry.flags.contains(flag)) {
+        FLAGS | CLOCK | MountAttrFlags::MOUNT_ATTR_NODIRATIME
+    } else {
+        FLAGS
+    };
+    let change = libc::mount_attr {
+        attr_set: attributes(&entry.flags).bits().into(),
+        attr_clr: cleared.bits().into(),
+        ..sys::NO_CHANGE
+    };
+    sys::change_mount(target, change, false).context(|| "remount".into())?;
+    propagate(target, entry)
+}
+
+/// How mounts made below this one reach its copies: the last such option counts. Without one a mount is private.
+fn propagate(mount: &OwnedFd, entry: &Mount) -> Result<()> {
+    let Some((kind, recursive)) = entry.options.iter().rev().find_map(|option| propagation(option)) else {
+        return Ok(());
+    };
+    let change = libc::mount_attr {
+        propagation: kind,
+        ..sys::NO_CHANGE
+    };
+    sys::change_mount(mount, change, recursive).context(|| "set the propagation".into())
+}
+
+/// What an option says of propagation, and whether it is about mounts below as well.
+fn propagation(option: &str) -> Option<(u64, bool)> {
+    let kind = |name| match name {
+        "private" => Some(libc::MS_PRIVATE),
+        "slave" => Some(libc::MS_SLAVE),
+        "shared" => Some(libc::MS_SHARED),
+        "unbindable" => Some(libc::MS_UNBINDABLE),
+        _ => None,
+    };
+    match kind(option) {
+        Some(kind) => Some((kind, false)),
+        None => Some((option.strip_prefix('r').and_then(kind)?, true)),
+    }
 }
 
 /// Options for the file system itself: those that OCI runtimes interpret are taken out, the two flags that belong to
@@ -56,9 +122,17 @@ fn superblock_options(entry: &Mount) -> impl Iterator<Item = &str> {
         .options
         .iter()
         .map(String::as_str)
-        .filter(|option| !matches!(*option, "tmpcopyup" | "notmpcopyup"))
+        .filter(|option| !matches!(*option, "tmpcopyup" | "notmpcopyup" | "remount"))
+        .filter(|option| propagation(option).is_none() && !option.starts_with(Mount::SOURCE))
         .chain(flag(MountFlag::Sync, "sync"))
         .chain(flag(MountFlag::Dirsync, "dirsync"))
+}
+
+/// What `/proc/mounts` shows as the source.
+fn source(entry: &Mount) -> &str {
+    let mut said = entry.options.iter().rev();
+    said.find_map(|option| option.strip_prefix(Mount::SOURCE))
+        .unwrap_or(entry.filesystem.name())
 }
 
 /// Runtimes differ in which of two contradicting options wins; here it is the last, as in mount(8).
@@ -172,7 +246,7 @@ pub fn make_readonly(root: &Root, path: &str) -> Result<()> {
     cover().context(|| format!("make {path} read-only"))
 }
 
-fn existing(root: &Root, path: &str) -> Result<Option<std::os::fd::OwnedFd>> {
+fn existing(root: &Root, path: &str) -> Result<Option<OwnedFd>> {
     match root.resolve(path) {
         Ok(target) => Ok(Some(target)),
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
@@ -196,12 +270,21 @@ mod tests {
     #[test]
     fn runtime_options_do_not_reach_the_file_system() {
         let entry = entry(
-            &["size=64m", "tmpcopyup", "mode=755"],
+            &[
+                "size=64m",
+                "tmpcopyup",
+                "rshared",
+                "private",
+                "remount",
+                "source=a=b",
+                "mode=755",
+            ],
             &[MountFlag::Sync, MountFlag::Ro],
         );
         let options: Vec<_> = superblock_options(&entry).collect();
         assert_eq!(options, ["size=64m", "mode=755", "sync"]);
         assert!(wants_copy(&entry));
+        assert_eq!(source(&entry), "a=b");
     }
 
     #[test]
