@@ -8,7 +8,7 @@ use std::path::Path;
 
 /// A command that has failed as it should: its sentence holds all of `parts`, on stderr and in the log.
 #[track_caller]
-fn assert_refusal(what: &str, done: &Finished, log: &Path, code: i32, parts: &[&str]) {
+pub fn assert_refusal(what: &str, done: &Finished, log: &Path, code: i32, parts: &[&str]) {
     assert_eq!(done.code, code, "{what}: exit code; stderr: {}", done.stderr);
     assert_eq!(done.text(), "", "{what}: standard output");
     let sentence = done.stderr.trim_end();
@@ -641,39 +641,5 @@ fn options_and_commands_that_cannot_be_honoured() {
     assert!(
         text.starts_with("time=\"") && text.contains("level=error") && text.contains("does not exist"),
         "{text}"
-    );
-}
-
-#[test]
-#[ignore = "needs KVM: run in the testbed"]
-fn root_file_systems_that_cannot_be_converted() {
-    let cwrun = Cwrun::with_own_cache();
-    // A cache that others may read is not used for keys.
-    fs::create_dir_all(cwrun.cache().join("disks")).unwrap();
-    fs::set_permissions(cwrun.cache().join("disks"), fs::Permissions::from_mode(0o755)).unwrap();
-    let disks = cwrun.cache().join("disks").to_string_lossy().into_owned();
-    refuse_bundle(&cwrun, "open cache", &Bundle::busybox(["true"]), &[&disks]);
-    fs::set_permissions(cwrun.cache().join("disks"), fs::Permissions::from_mode(0o700)).unwrap();
-
-    // No room for the image.
-    let small = cwrun.path("small");
-    fs::create_dir(&small).unwrap();
-    let bundle = Bundle::busybox(["true"]);
-    let script = format!(
-        "mount -t tmpfs -o size=256k,mode=700 small {0}; mkdir -m 700 {0}/cache; CWRUN_CACHE_DIR={0}/cache \"$@\"; code=$?; find {0}/cache/disks -name '*.tmp' >&2; umount {0}; exit $code",
-        small.display()
-    );
-    let inner = cwrun.run("full", &bundle).command();
-    let outer = Run::new("unshare")
-        .args(["--mount", "bash", "-c", &script, "bash"])
-        .arg(inner.get_program())
-        .args(inner.get_args())
-        .env("CWRUN_GUEST_DIR", bed().guest());
-    let done = outer.finish().expect(1);
-    assert!(done.stderr.contains("No space left"), "{}", done.stderr);
-    assert!(
-        !done.stderr.contains(".tmp\n"),
-        "the half image is left: {}",
-        done.stderr
     );
 }

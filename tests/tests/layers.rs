@@ -16,14 +16,15 @@ use std::time::Duration;
 const LIST_TREE: &str = env!("CARGO_BIN_EXE_list-tree");
 
 /// Layers on a file system of their own, with all that an engine's store has, the lowest first, and overlays of them.
-struct Stack {
+pub struct Stack {
     dir: tempfile::TempDir,
-    layers: Vec<PathBuf>,
+    /// The directories of layers made so far.
+    pub layers: Vec<PathBuf>,
     mounted: Vec<PathBuf>,
 }
 
 impl Stack {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let dir = bed().scratch();
         let (image, store) = (dir.path().join("image"), dir.path().join("store"));
         // The bed's tmpfs may lack attributes of users.
@@ -47,14 +48,14 @@ impl Stack {
     }
 
     /// A new layer above the others, empty.
-    fn layer(&mut self) -> PathBuf {
+    pub fn layer(&mut self) -> PathBuf {
         let path = self.directory(&format!("layer{}", self.layers.len()));
         self.layers.push(path.clone());
         path
     }
 
     /// A layer with busybox.
-    fn busybox(&mut self) {
+    pub fn busybox(&mut self) {
         let layer = self.layer();
         copy(&bed().busybox(), &layer);
     }
@@ -87,7 +88,8 @@ impl Stack {
         merged
     }
 
-    fn mount(&mut self, name: &str) -> PathBuf {
+    /// Mounts the overlay of all layers; where it is.
+    pub fn mount(&mut self, name: &str) -> PathBuf {
         self.mount_of(name, &self.layers.clone(), "")
     }
 }
@@ -101,11 +103,13 @@ impl Drop for Stack {
     }
 }
 
-fn copy(from: &Path, to: &Path) {
+/// Copies what is in a directory into another.
+pub fn copy(from: &Path, to: &Path) {
     command("cp", &["-a".as_ref(), &from.join("."), to]);
 }
 
-fn command(name: &str, args: &[&Path]) {
+/// Runs a program that succeeds.
+pub fn command(name: &str, args: &[&Path]) {
     let status = Command::new(name)
         .args(args)
         .status()
@@ -113,7 +117,8 @@ fn command(name: &str, args: &[&Path]) {
     assert!(status.success(), "{name} {args:?}");
 }
 
-fn entries(cwrun: &Cwrun) -> Vec<Value> {
+/// What `disk cache list` shows.
+pub fn entries(cwrun: &Cwrun) -> Vec<Value> {
     let list: Value = serde_json::from_str(&cwrun.ok(["disk", "cache", "list", "--json"])).expect("JSON");
     list.as_array().expect("an array").clone()
 }

@@ -14,7 +14,7 @@ use crate::settings::{self, Settings};
 use anyhow::{Context, Result};
 use disk::cache::{Cache, Entry};
 use disk::{LayerDir, Markers, Options, Tree, Unlock};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -108,7 +108,7 @@ pub fn obtain(bundle: &Bundle, settings: &Settings) -> Result<RootDisk> {
 /// The root file system as it shows.
 fn whole(rootfs: &Path, cache: &settings::Cache) -> Result<Stack> {
     let tree = Tree::scan_as(rootfs, Markers::Shown)?;
-    let entry = open_cache(cache)?.get_or_build(&tree, &Options::default())?;
+    let entry = writable_cache(cache)?.get_or_build(&tree, &Options::default())?;
     tracing::debug!(
         cached = entry.cached,
         "root disk of {} bytes",
@@ -142,7 +142,7 @@ fn stack(overlay: &Overlay, cache: &settings::Cache) -> Result<Option<Stack>> {
 }
 
 fn stack_layers(overlay: &Overlay, layers: &[LayerDir], place: &settings::Cache) -> Result<Stack> {
-    let (cache, options) = (open_cache(place)?, Options::default());
+    let (cache, options) = (writable_cache(place)?, Options::default());
     let mut disk = Stack::default();
     for layer in layers {
         let entry = cache.get_or_build_layer(layer, &options)?;
@@ -158,7 +158,8 @@ fn stack_layers(overlay: &Overlay, layers: &[LayerDir], place: &settings::Cache)
         // Even without a file in it: the attributes of `/` are those of this directory.
         let tree = Tree::scan_as(upper, Markers::Layer { user: overlay.user })?;
         let (image, unlock) = (unnamed_file(place)?, Unlock::generate()?);
-        let layout = tree.build(&image, &unlock, &options)?.layout;
+        let built = cache.with_room(|| tree.build(&image, &unlock, &options));
+        let layout = built.map_err(|error| of_unnamed(error, place))?.layout;
         disk.push(image, unlock.volume_key(), &layout);
     }
     Ok(disk)
@@ -177,6 +178,24 @@ pub fn open_cache(cache: &settings::Cache) -> Result<Cache> {
         .create(&dir)
         .with_context(|| format!("cache directory {}", dir.display()))?;
     Ok(Cache::open(&dir.join("disks"), cache.limit)?)
+}
+
+/// The disk cache for a container, which needs room in its directory even where every layer is there already: for its upper
+/// directory and its writable layer.
+fn writable_cache(cache: &settings::Cache) -> Result<Cache> {
+    let dir = cache_dir(cache)?;
+    let prepare = || -> std::io::Result<()> {
+        DirBuilder::new().recursive(true).create(&dir)?;
+        let needed = Access::WRITE_OK | Access::EXEC_OK;
+        Ok(rustix::fs::accessat(CWD, &dir, needed, AtFlags::EACCESS)?)
+    };
+    prepare().with_context(|| {
+        format!(
+            "cache directory {} must be writable, or CWRUN_CACHE_DIR or cache.directory in cwrun.toml name another",
+            dir.display()
+        )
+    })?;
+    open_cache(cache)
 }
 
 /// A sparse file for the writable layer.
@@ -199,6 +218,16 @@ fn unnamed_file(cache: &settings::Cache) -> Result<File> {
         Ok(rustix::fs::open(&dir, flags, Mode::RUSR | Mode::WUSR)?.into())
     };
     open().with_context(|| format!("scratch file in {}", dir.display()))
+}
+
+/// An error of a conversion into an unnamed file, which says where that file is.
+fn of_unnamed(error: disk::Error, cache: &settings::Cache) -> anyhow::Error {
+    match (&error, cache_dir(cache)) {
+        (disk::Error::Image { .. }, Ok(dir)) => {
+            anyhow::Error::new(error).context(format!("unnamed file in {}", dir.join("scratch").display()))
+        }
+        _ => error.into(),
+    }
 }
 
 /// `CWRUN_CACHE_DIR`, else what the settings say, else the default for this user.

@@ -14,6 +14,8 @@
 //! `.tmp` whose lock is free is garbage, and the next use of the cache removes it. Nothing is flushed to the disk
 //! with `fsync`. Entries from an earlier boot, which a power failure may have torn, are verified in full when they
 //! are used for the first time.
+//!
+//! A file system that is full counts like the limit: what nobody uses makes room, and the conversion is tried once more.
 
 mod lock;
 
@@ -142,14 +144,14 @@ impl Cache {
     fn get_or(
         &self,
         identity: &[u8; 32],
-        make: impl FnOnce(&Slot) -> Result<Entry, Error>,
+        make: impl Fn(&Slot) -> Result<Entry, Error>,
     ) -> Result<Entry, Error> {
         let slot = self.slot(&hex::encode(identity));
         let lock = Lock::wait(&slot.lock)?;
         if let Some(entry) = slot.load()? {
             return Ok(entry);
         }
-        let entry = make(&slot)?;
+        let entry = self.with_room(|| make(&slot))?;
         drop(lock);
         // The new entry is in use: it stays. What this fails at, the next conversion tries again.
         if let Err(error) = self.tidy() {
@@ -159,6 +161,29 @@ impl Cache {
             );
         }
         Ok(entry)
+    }
+
+    /// Does some work that takes room on the file system of the cache. Where there is none, every entry that nobody uses goes, and if
+    /// that freed anything the work is done once more.
+    ///
+    /// # Errors
+    /// Those of the work.
+    pub fn with_room<T>(&self, work: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+        let full = match work() {
+            Err(error) if error.is_out_of_room() => error,
+            result => return result,
+        };
+        match self.prune(0) {
+            Ok(0) => Err(full),
+            Ok(freed) => {
+                tracing::warn!(freed, "the disk cache has given up what nobody uses: {full}");
+                work()
+            }
+            Err(error) => {
+                tracing::warn!("no room can be made in the disk cache: {error}");
+                Err(full)
+            }
+        }
     }
 
     /// Removes what dead processes left behind, and entries beyond the limit. Conversions do so by themselves.
@@ -398,7 +423,13 @@ impl Slot {
         let path = directory.join(IMAGE);
         let writer = new_file(&path).map_err(failed("create", &path))?;
         let unlock = Unlock::generate()?;
-        let layout = tree.build(&writer, &unlock, options)?.layout;
+        let built = tree
+            .build(&writer, &unlock, options)
+            .map_err(|error| match error {
+                Error::Image { action, source } => failed(action, &path)(source),
+                other => other,
+            });
+        let layout = built?.layout;
         writer
             .set_permissions(PermissionsExt::from_mode(0o400))
             .map_err(failed("protect", &path))?;

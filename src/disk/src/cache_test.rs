@@ -216,3 +216,43 @@ fn an_open_directory_is_refused() {
     let error = Cache::open(&missing, 0).err().unwrap().to_string();
     assert_eq!(error, format!("cannot create {missing:?} in the disk cache"));
 }
+
+#[test]
+fn what_nobody_uses_makes_room() {
+    use std::cell::Cell;
+    let ((_first, used), (_second, idle)) = (source(10_000), source(20_000));
+    let (_directory, cache) = cache(NO_LIMIT);
+    let full = || Error::Image {
+        action: "write",
+        source: io::ErrorKind::StorageFull.into(),
+    };
+    let used = get(&cache, &used);
+    drop(get(&cache, &idle));
+    let calls = Cell::new(0);
+    let work = |fails: u32| {
+        calls.set(0);
+        cache.with_room(|| {
+            calls.set(calls.get() + 1);
+            if calls.get() <= fails { Err(full()) } else { Ok(()) }
+        })
+    };
+    work(1).unwrap();
+    assert_eq!(
+        (calls.get(), cache.list().unwrap().len()),
+        (2, 1),
+        "the idle one went"
+    );
+    assert!(work(1).unwrap_err().is_out_of_room());
+    assert_eq!(
+        (calls.get(), cache.list().unwrap().len()),
+        (1, 1),
+        "nothing to gain"
+    );
+    drop(used);
+    assert!(work(2).is_err());
+    assert_eq!(
+        (calls.get(), cache.list().unwrap().len()),
+        (2, 0),
+        "tried once more only"
+    );
+}

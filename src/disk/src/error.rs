@@ -148,6 +148,17 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether the file system of the image or of the cache is full, or the user's share of it.
+    pub(crate) fn is_out_of_room(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        let (Self::Image { source, .. } | Self::Cache { source, .. }) = self else {
+            return false;
+        };
+        matches!(source.kind(), StorageFull | QuotaExceeded)
+    }
+}
+
 /// Why a LUKS2 header was refused. The header is hostile input; see [`inspect`](crate::inspect).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -29,15 +29,13 @@ pub fn run(global: &Global, args: &Delete) -> Result<()> {
             root.remove_unrecorded(&args.id)?;
         }
     }
-    // Whoever uses force may have killed a create in the middle of a conversion. The container is gone by now, and settings that
-    // can't be read shall not make it look otherwise.
-    match Settings::load() {
-        Ok(settings) => root_disk::tidy(&settings.cache),
-        Err(error) => {
-            tracing::warn!("the cache is not tidied: {error:#}");
-            Ok(())
-        }
+    // Whoever uses force may have killed a create in the middle of a conversion. The container is gone by now, and neither settings
+    // that can't be read nor a cache that can't be written shall make it look otherwise.
+    let tidied = Settings::load().and_then(|settings| root_disk::tidy(&settings.cache));
+    if let Err(error) = tidied {
+        tracing::warn!("the cache is not tidied: {error:#}");
     }
+    Ok(())
 }
 
 /// Ends the container's processes and removes its cgroup and directory.

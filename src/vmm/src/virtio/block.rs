@@ -10,6 +10,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use virtio_bindings::virtio_blk as spec;
@@ -72,12 +73,17 @@ pub struct Block {
     access: Access,
     sectors: u64,
     id: [u8; ID_BYTES],
+    /// The log knows already that the host fails at this disk.
+    told: AtomicBool,
 }
 
 /// Why a request fails, as the driver is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Failure {
-    Io,
+    /// The request is not one that can be carried out.
+    Request,
+    /// The host can't carry it out.
+    Host(io::Error),
     Unsupported,
 }
 
@@ -85,7 +91,7 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Failure {
         match error.raw_os_error() {
             Some(libc::EOPNOTSUPP) => Failure::Unsupported,
-            _ => Failure::Io,
+            _ => Failure::Host(error),
         }
     }
 }
@@ -119,6 +125,7 @@ impl Block {
             access,
             sectors: bytes / SECTOR,
             id,
+            told: AtomicBool::new(false),
         })
     }
 
@@ -193,23 +200,42 @@ impl Block {
         };
         let (data, code) = match self.dispatch(chain) {
             Ok(bytes) => (bytes, spec::VIRTIO_BLK_S_OK),
-            Err(Failure::Io) => (0, spec::VIRTIO_BLK_S_IOERR),
+            Err(Failure::Request) => (0, spec::VIRTIO_BLK_S_IOERR),
+            Err(Failure::Host(error)) => {
+                self.tell(&error);
+                (0, spec::VIRTIO_BLK_S_IOERR)
+            }
             Err(Failure::Unsupported) => (0, spec::VIRTIO_BLK_S_UNSUPP),
         };
         status.write(&[code as u8]);
         data.saturating_add(1)
     }
 
+    /// The guest sees an I/O error, whatever it was; the host's operator learns the cause. Once, as guests try again and again.
+    fn tell(&self, error: &io::Error) {
+        if !self.told.swap(true, Ordering::Relaxed) {
+            let serial = self
+                .id
+                .split(|byte| *byte == 0)
+                .next()
+                .unwrap_or_default()
+                .escape_ascii();
+            tracing::error!(
+                "disk {serial} of the guest fails on the host, which the guest sees as an I/O error: {error}"
+            );
+        }
+    }
+
     /// Returns how many bytes of data were written into the writable part.
     fn dispatch(&self, chain: &mut Chain<'_>) -> Result<u32, Failure> {
-        let header: [u8; HEADER] = chain.readable.read().ok_or(Failure::Io)?;
+        let header: [u8; HEADER] = chain.readable.read().ok_or(Failure::Request)?;
         let kind = u32::from_le_bytes(array(&header, 0));
         let sector = u64::from_le_bytes(array(&header, 8));
         match kind {
             spec::VIRTIO_BLK_T_IN => self.read(chain, sector),
             spec::VIRTIO_BLK_T_GET_ID => Ok(chain.writable.write(&self.id) as u32),
             _ if self.access == Access::ReadOnly => match kind {
-                spec::VIRTIO_BLK_T_OUT => Err(Failure::Io),
+                spec::VIRTIO_BLK_T_OUT => Err(Failure::Request),
                 _ => Err(Failure::Unsupported),
             },
             spec::VIRTIO_BLK_T_OUT => self.write(chain, sector),
@@ -244,9 +270,9 @@ impl Block {
 
     /// The byte offset of `bytes` bytes from `sector` on, which lie on the disk.
     fn offset(&self, sector: u64, bytes: u64) -> Result<u64, Failure> {
-        let end = sector.checked_add(bytes / SECTOR).ok_or(Failure::Io)?;
+        let end = sector.checked_add(bytes / SECTOR).ok_or(Failure::Request)?;
         if !bytes.is_multiple_of(SECTOR) || end > self.sectors {
-            return Err(Failure::Io);
+            return Err(Failure::Request);
         }
         // Below the capacity, which is the files' length.
         Ok(sector * SECTOR)
@@ -260,7 +286,7 @@ impl Block {
     ) -> Result<u32, Failure> {
         let bytes = chain.readable.len();
         if bytes == 0 || !bytes.is_multiple_of(RANGE) || bytes / RANGE > MAX_RANGES as usize {
-            return Err(Failure::Io);
+            return Err(Failure::Request);
         }
         while let Some(range) = chain.readable.read::<RANGE>() {
             let sectors = u32::from_le_bytes(array(&range, 8));
@@ -281,7 +307,7 @@ impl Block {
             return Err(Failure::Unsupported);
         }
         if range.bytes > u64::from(MAX_DISCARD_SECTORS) * SECTOR {
-            return Err(Failure::Io);
+            return Err(Failure::Request);
         }
         Ok(self.backing.punch(range.offset, range.bytes)?)
     }
@@ -291,7 +317,7 @@ impl Block {
             return Err(Failure::Unsupported);
         }
         if range.bytes > u64::from(MAX_ZERO_SECTORS) * SECTOR {
-            return Err(Failure::Io);
+            return Err(Failure::Request);
         }
         let unmap = range.flags & UNMAP != 0;
         Ok(self.backing.zero(range.offset, range.bytes, unmap)?)
