@@ -67,6 +67,15 @@ impl Error {
     }
 }
 
+impl From<Error> for io::Error {
+    fn from(error: Error) -> io::Error {
+        match error {
+            Error::Socket(error) | Error::Refused(error) => error,
+            Error::Decode(_) => io::Error::other(error),
+        }
+    }
+}
+
 type Result<T> = std::result::Result<T, Error>;
 
 /// A network interface.

@@ -66,6 +66,7 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
         domainname: spec.domainname().clone(),
         files,
         console_size: console_size(process),
+        interfaces: Vec::new(), // known when the network namespace is
     };
     environment
         .check()

@@ -140,6 +140,7 @@ fn prepare(
         stdio,
         control: control::bind(container)?,
         status: container.status_file()?,
+        nics: Vec::new(),
         debug: tracing::enabled!(target: "cwrun", tracing::Level::DEBUG),
     })
 }
