@@ -23,6 +23,7 @@ mod launch;
 mod logging;
 mod machine;
 mod mkcw_disk;
+mod network;
 mod overlay;
 mod root_disk;
 mod settings;

@@ -12,7 +12,7 @@ use crate::dm::Mapper;
 use crate::failure::{Context as _, Failure, Result};
 use crate::process::Process;
 use crate::session::{Session, Sockets, open_streams};
-use crate::{account, kmsg, layers, scratch, sys, world};
+use crate::{account, kmsg, layers, network, scratch, sys, world};
 use mkcw::InnerConfig;
 use rustix::event::{Timespec, poll};
 use rustix::time::{ClockId, clock_gettime, clock_settime};
@@ -139,7 +139,7 @@ fn run_instead(inner: &InnerConfig, process: &mut workload::Process) -> Result<(
 }
 
 fn prepare_process(workload: &Workload, environment: &Environment, sockets: Sockets) -> Result<Prepared> {
-    sys::interface_up("lo").context(|| "bring up the loopback interface".into())?;
+    network::set_up(&environment.interfaces)?;
     let cgroup = Cgroup::make(Path::new(world::CGROUP), "container")?;
     cgroup.limit(&environment.limits)?;
     let container = Container {

@@ -30,6 +30,7 @@ mod layers;
 mod link;
 mod mkcw_disk;
 mod mount;
+mod network;
 mod process;
 mod pump;
 mod scratch;

@@ -127,6 +127,7 @@ impl Machine {
             memory_mib: self.memory_mib,
             vcpus: 2,
             disks,
+            nics: vec![],
             vsock: Vsock {
                 guest_cid: GUEST_CID,
                 connect: Box::new(connect),

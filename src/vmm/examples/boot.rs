@@ -58,6 +58,7 @@ fn config() -> Result<(Config, Output), Box<dyn Error>> {
         memory_mib: 256,
         vcpus: 1,
         disks: vec![],
+        nics: vec![],
         vsock: Vsock {
             guest_cid: 3,
             connect: Box::new(move |port| {

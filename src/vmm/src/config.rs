@@ -20,6 +20,8 @@ pub struct Config {
     pub vcpus: u8,
     /// Disks in the order in which the guest names them: `/dev/vda`, `/dev/vdb`, ….
     pub disks: Vec<Disk>,
+    /// Network interfaces.
+    pub nics: Vec<Nic>,
     /// The socket device.
     pub vsock: Vsock,
     /// Where the kernel's log goes as it is written, besides the tail that is kept in memory. A sink that is not ready
@@ -50,6 +52,18 @@ pub enum Access {
     Scratch,
 }
 
+/// One virtio network device on a tap.
+#[derive(Debug)]
+pub struct Nic {
+    /// The tap: without packet information and with virtio headers of 12 bytes (`IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`,
+    /// `TUNSETVNETHDRSZ`), set to be non-blocking.
+    pub tap: File,
+    /// The guest's Ethernet address.
+    pub mac: [u8; 6],
+    /// The largest packet, in bytes, without the Ethernet header.
+    pub mtu: u16,
+}
+
 /// Answers the guest's connection requests: a stream to the endpoint for this port, or `None` to refuse.
 ///
 /// It runs on the vsock thread: it must not block.
@@ -78,6 +92,7 @@ impl fmt::Debug for Config {
             .field("vcpus", &self.vcpus)
             .field("cmdline", &self.cmdline)
             .field("disks", &self.disks)
+            .field("nics", &self.nics)
             .field("vsock", &self.vsock)
             .finish_non_exhaustive()
     }

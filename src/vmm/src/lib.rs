@@ -18,8 +18,8 @@
 //!
 //! # System calls after `start`
 //!
-//! For the owner's seccomp filter; taken from the code and checked with strace. The threads named `vcpuN`, `blockN` and `vsock` make
-//! these, besides those of the `connect` closure. A thread may make its first ones after `start` has returned.
+//! For the owner's seccomp filter; taken from the code and checked with strace. The threads named `vcpuN`, `blockN`, `netN` and `vsock`
+//! make these, besides those of the `connect` closure. A thread may make its first ones after `start` has returned.
 //!
 //! | call | thread | for |
 //! |---|---|---|
@@ -28,8 +28,9 @@
 //! | `tgkill`, `getpid`, `rt_sigreturn` | vcpu, owner | kicks out of `KVM_RUN` |
 //! | `read` | block | waiting for a notification |
 //! | `preadv`, `pwritev`, `pwrite64`, `fdatasync`, `fallocate` | block | requests |
-//! | `write` | block, vsock | interrupts to the guest |
-//! | `epoll_wait`, `epoll_ctl` | vsock | waiting |
+//! | `readv`, `writev`, `ioctl` (`TUNSETOFFLOAD`) | net | packets; what the guest can take of them |
+//! | `write` | block, net, vsock | interrupts to the guest |
+//! | `epoll_wait`, `epoll_ctl` | net, vsock | waiting |
 //! | `recvmsg`, `sendmsg`, `sendto`, `shutdown`, `close` | vsock | streams |
 //! | `futex` | all | locks, channels, joins |
 //! | `mmap`, `munmap`, `mremap`, `madvise`, `mprotect`, `brk` | all | the allocator, stacks |
@@ -52,7 +53,7 @@ mod virtio;
 mod vm;
 
 pub use boot::BASE_CMDLINE;
-pub use config::{Access, Config, Connect, Disk, Vsock};
+pub use config::{Access, Config, Connect, Disk, Nic, Vsock};
 pub use exit::Exit;
 pub use memory::{MAX_MEMORY_MIB, MIN_MEMORY_MIB};
 pub use vm::{Error, Running, Vm};

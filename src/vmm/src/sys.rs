@@ -116,6 +116,31 @@ fn transfer_all(
     Ok(())
 }
 
+/// Reads what one call of `readv` gives: from a tap, one packet.
+pub fn read_once(file: &File, slices: &[Slice<'_>]) -> io::Result<usize> {
+    loop {
+        let vectors = vectors(slices);
+        // SAFETY: as in `transfer_all`.
+        let result = unsafe { libc::readv(file.as_raw_fd(), vectors.as_ptr(), vectors.len() as libc::c_int) };
+        if let Some(bytes) = count(result)? {
+            return Ok(bytes);
+        }
+    }
+}
+
+/// Writes what one call of `writev` takes: to a tap, one packet.
+pub fn write_once(file: &File, slices: &[Slice<'_>]) -> io::Result<usize> {
+    loop {
+        let vectors = vectors(slices);
+        // SAFETY: as in `transfer_all`; the kernel only reads the pieces.
+        let result =
+            unsafe { libc::writev(file.as_raw_fd(), vectors.as_ptr(), vectors.len() as libc::c_int) };
+        if let Some(bytes) = count(result)? {
+            return Ok(bytes);
+        }
+    }
+}
+
 /// Reads from `offset` of `file` until `slice` is filled.
 pub fn read_exact_at(file: &File, slice: &Slice<'_>, offset: u64) -> io::Result<()> {
     read_all_at(file, &mut [*slice], offset)

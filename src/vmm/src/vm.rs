@@ -21,6 +21,7 @@ use crate::serial::Serial;
 use crate::vcpu::{self, Control, Vcpu};
 use crate::virtio::block::{self, Block};
 use crate::virtio::mmio::{QUEUE_NOTIFY, Transport};
+use crate::virtio::net::{self, Net};
 use crate::virtio::vsock::{self, NOTIFIED_QUEUES, Vsock, Wakes};
 use crate::virtio::{Command, Description, Inbox, Interrupt, Outbox, command_channel};
 
@@ -59,9 +60,9 @@ pub enum Error {
     /// A device's registers.
     #[error("can't set up a virtqueue")]
     Queue(#[from] virtio_queue::Error),
-    /// More devices than interrupt lines.
-    #[error("{0} disks are more than the {max} that there are interrupt lines for", max = layout::MAX_VIRTIO_DEVICES - 1)]
-    TooManyDisks(usize),
+    /// More disks and network interfaces than interrupt lines.
+    #[error("{0} disks and network interfaces are more than the {max} that there are interrupt lines for", max = layout::MAX_VIRTIO_DEVICES - 1)]
+    TooManyDevices(usize),
     /// The host is short of something.
     #[error("the host refuses {what}")]
     Host {
@@ -93,6 +94,7 @@ pub struct Vm {
     control: Arc<Control>,
     outboxes: Vec<Outbox>,
     disks: Vec<Pending<Block, EventFd>>,
+    nics: Vec<Pending<Net, net::Wakes>>,
     vsock: Pending<Vsock, Wakes>,
     memory: Arc<Ram>,
 }
@@ -108,11 +110,13 @@ impl Vm {
             memory_mib,
             vcpus,
             disks,
+            nics,
             vsock,
             console,
         } = config;
-        if disks.len() >= layout::MAX_VIRTIO_DEVICES {
-            return Err(Error::TooManyDisks(disks.len()));
+        let devices = disks.len() + nics.len();
+        if devices >= layout::MAX_VIRTIO_DEVICES {
+            return Err(Error::TooManyDevices(devices));
         }
         let kvm = kvm_from_file(kvm)?;
         let (kvm_vm, memory) = phase("vmm.memory", || -> Result<_, Error> {
@@ -121,7 +125,7 @@ impl Vm {
             memory::register(&kvm_vm, &memory)?;
             Ok((kvm_vm, memory))
         })?;
-        let cmdline = full_cmdline(&cmdline, disks.len() + 1);
+        let cmdline = full_cmdline(&cmdline, devices + 1);
         let entry = boot::load(&memory, &kernel, &initrd, &cmdline, vcpus)?;
         let vcpus_made = phase("vmm.vcpus", || vcpu::create(&kvm, &kvm_vm, &memory, vcpus, entry))?;
         let control = Arc::new(Control::new(vcpus).map_err(host("a signal handler"))?);
@@ -132,16 +136,20 @@ impl Vm {
             transports: vec![],
             outboxes: vec![],
         };
-        let (disks, vsock) = phase("vmm.devices", || -> Result<_, Error> {
+        let (disks, nics, vsock) = phase("vmm.devices", || -> Result<_, Error> {
             let disks = disks
                 .into_iter()
                 .map(|disk| builder.disk(Block::new(disk)?))
+                .collect::<Result<_, Error>>()?;
+            let nics = nics
+                .into_iter()
+                .map(|nic| builder.nic(Net::new(nic)))
                 .collect::<Result<_, Error>>()?;
             let ended = control
                 .ended()
                 .try_clone_to_owned()
                 .map_err(host("a descriptor"))?;
-            Ok((disks, builder.vsock(Vsock::new(vsock)?, ended)?))
+            Ok((disks, nics, builder.vsock(Vsock::new(vsock)?, ended)?))
         })?;
         let DeviceBuilder {
             transports, outboxes, ..
@@ -154,6 +162,7 @@ impl Vm {
             control,
             outboxes,
             disks,
+            nics,
             vsock,
             memory,
         })
@@ -170,6 +179,7 @@ impl Vm {
             control,
             outboxes,
             disks,
+            nics,
             vsock,
             memory,
         } = self;
@@ -201,6 +211,18 @@ impl Vm {
                 Arc::clone(&memory),
             );
             running.threads.push(thread.map_err(host("a thread for a disk"))?);
+        }
+        for (index, nic) in nics.into_iter().enumerate() {
+            let thread = nic.device.spawn(
+                format!("net{index}"),
+                nic.inbox,
+                nic.wakes,
+                nic.interrupt,
+                Arc::clone(&memory),
+            );
+            running
+                .threads
+                .push(thread.map_err(host("a thread for a network interface"))?);
         }
         let Pending {
             device,
@@ -386,6 +408,27 @@ impl DeviceBuilder<'_> {
         })
     }
 
+    fn nic(&mut self, device: Net) -> Result<Pending<Net, net::Wakes>, Error> {
+        let [command, receive, transmit] = [
+            eventfd(libc::EFD_NONBLOCK)?,
+            eventfd(libc::EFD_NONBLOCK)?,
+            eventfd(libc::EFD_NONBLOCK)?,
+        ];
+        let notifications: [&EventFd; net::NOTIFIED_QUEUES] = [&receive, &transmit];
+        let (inbox, interrupt) = self.attach(device.description(), &notifications, &command)?;
+        let wakes = net::Wakes {
+            command,
+            receive,
+            transmit,
+        };
+        Ok(Pending {
+            device,
+            inbox,
+            wakes,
+            interrupt,
+        })
+    }
+
     fn vsock(&mut self, device: Vsock, ended: std::os::fd::OwnedFd) -> Result<Pending<Vsock, Wakes>, Error> {
         let [command, to_guest, from_guest] = [
             eventfd(libc::EFD_NONBLOCK)?,
@@ -417,7 +460,7 @@ impl DeviceBuilder<'_> {
     ) -> Result<(Inbox, Interrupt), Error> {
         // The number of devices was checked against the places there are.
         let Some((base, gsi)) = places().nth(self.transports.len()) else {
-            return Err(Error::TooManyDisks(self.transports.len()));
+            return Err(Error::TooManyDevices(self.transports.len()));
         };
         let line = eventfd(libc::EFD_NONBLOCK)?;
         register_line(self.kvm_vm, &line, gsi)?;

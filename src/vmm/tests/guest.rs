@@ -141,6 +141,7 @@ fn config(test: &str, report: Sender<String>, mut serve: Serve) -> Config {
         memory_mib: 256,
         vcpus: 1,
         disks: vec![],
+        nics: vec![],
         vsock: Vsock {
             guest_cid: 3,
             connect: Box::new(connect),

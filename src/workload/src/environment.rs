@@ -1,9 +1,9 @@
 //! The Environment: what the engine decides per run and nobody can know beforehand.
 //!
-//! It is not part of the container's identity, so to the guest it is hostile input: it can name the machine and
-//! supply small files under fixed rules, and it can't change what is executed.
+//! It is not part of the container's identity, so to the guest it is hostile input: it can name the machine, supply
+//! small files under fixed rules and describe the network, and it can't change what is executed.
 
-use crate::Blob;
+use crate::{Blob, Interface};
 use serde::{Deserialize, Serialize};
 
 /// What the engine supplies per run.
@@ -20,6 +20,9 @@ pub struct Environment {
     pub domainname: Option<String>,
     /// Files that the engine bind-mounts into the container (resolv.conf, hosts, …), in order.
     pub files: Vec<InjectedFile>,
+    /// Network interfaces besides the loopback.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<Interface>,
     /// Rows and columns of the terminal at start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub console_size: Option<(u16, u16)>,
@@ -85,6 +88,9 @@ impl Environment {
         if self.files.iter().any(|f| f.mode > 0o7777) {
             return Err("an environment file's mode has more than permission bits");
         }
-        Ok(())
+        if self.interfaces.len() > Interface::MAX {
+            return Err("the environment has more than 8 network interfaces");
+        }
+        self.interfaces.iter().try_for_each(Interface::check)
     }
 }

@@ -15,6 +15,7 @@ pub mod bytes;
 pub mod capability;
 pub mod document;
 pub mod environment;
+pub mod network;
 pub mod protocol;
 
 pub use bytes::{Blob, Hex, Passphrase, VolumeKey};
@@ -25,3 +26,4 @@ pub use document::{
     SeccompFlag, User, Verity, Workload,
 };
 pub use environment::{Environment, InjectedFile, Limits};
+pub use network::{Interface, Mac, Neighbour, Prefix, Route};

@@ -73,6 +73,7 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
         console_size: console_size(process),
         limits: limits(&linux, sizing)?,
         state: String::new(),
+        interfaces: Vec::new(), // known when the network namespace is
     };
     environment
         .check()

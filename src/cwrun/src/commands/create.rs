@@ -151,6 +151,7 @@ fn prepare(
         stdio,
         control: control::bind(container)?,
         status: container.status_file()?,
+        nics: Vec::new(),
         debug: tracing::enabled!(target: "cwrun", tracing::Level::DEBUG),
     })
 }

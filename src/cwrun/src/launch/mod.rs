@@ -11,6 +11,7 @@
 //!     record C ◄── Forked ─────│ exit                        │
 //!     createRuntime hooks                                    │
 //!     Go ───────────────────────────────────────────────────►│ createContainer hooks
+//!                                                            │ interfaces to taps
 //!                                                            │ empty root, no capabilities
 //!                                                            │ boot the guest
 //!     pid file, ◄──────────────────────────────── Ready ─────│
@@ -30,6 +31,7 @@ use crate::channel::Channel;
 use crate::failure::{self, GuestFailure};
 use crate::logging::phase;
 use crate::machine::{self, Machine};
+use crate::network::{self, Namespace};
 use crate::state::{Container, ProcessId, Status};
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, WaitOptions};
@@ -74,11 +76,13 @@ pub fn launch(
 ) -> Result<Pid> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("child subreaper")?;
     let (ours, theirs) = UnixStream::pair().context("socket pair")?;
+    let outside = Namespace::current()?;
     let Some(intermediate) = fork()? else {
         drop(ours);
         exit(intermediate(
             container,
             host,
+            outside,
             machine,
             VmmEnd::new(theirs),
             inherited,
@@ -155,6 +159,7 @@ fn next(channel: &mut CreatorEnd, sender: Pid) -> Result<FromVmm> {
 fn intermediate(
     container: &Container,
     host: &HostSpec,
+    outside: Namespace,
     machine: Machine,
     mut channel: VmmEnd,
     inherited: &[RawFd],
@@ -171,7 +176,7 @@ fn intermediate(
         return fail(&mut channel, &error);
     }
     let announced = match fork() {
-        Ok(None) => return vmm(container, host, machine, channel),
+        Ok(None) => return vmm(container, host, outside, machine, channel),
         Ok(Some(pid)) => channel.send(&FromVmm::Forked(pid.as_raw_pid())),
         Err(error) => Err(error),
     };
@@ -179,7 +184,13 @@ fn intermediate(
 }
 
 /// C's side.
-fn vmm(container: &Container, host: &HostSpec, machine: Machine, mut channel: VmmEnd) -> u8 {
+fn vmm(
+    container: &Container,
+    host: &HostSpec,
+    outside: Namespace,
+    mut machine: Machine,
+    mut channel: VmmEnd,
+) -> u8 {
     let confined = (|| -> Result<()> {
         await_go(&mut channel)?;
         confine::session(machine.stdio.controlling_terminal())?;
@@ -187,6 +198,9 @@ fn vmm(container: &Container, host: &HostSpec, machine: Machine, mut channel: Vm
         // As seen in the container's namespaces, where these hooks run (runtime-spec config.md#createcontainer-hooks).
         state["pid"] = rustix::process::getpid().as_raw_pid().into();
         hooks::run_all("createContainer", &host.hooks.create_container, &state)?;
+        let network = phase("network", || network::take_over(host, outside))?;
+        machine.nics = network.nics;
+        machine.environment.interfaces = network.interfaces;
         phase("confine", || {
             confine::process(container.dir(), machine.workload.process.oom_score_adj)
         })

@@ -21,6 +21,7 @@ use crate::state::StatusFile;
 use std::fs::File;
 use std::os::unix::net::UnixListener;
 use stdio::Stdio;
+use vmm::Nic;
 use workload::protocol::Keys;
 use workload::{Environment, Workload};
 
@@ -38,6 +39,8 @@ pub struct Machine {
     pub keys: Keys,
     /// The disk behind the writable layer, if it has one.
     pub scratch: Option<File>,
+    /// Network devices, which `environment` describes to the guest.
+    pub nics: Vec<Nic>,
     /// What runs in the guest.
     pub workload: Workload,
     /// The engine's per-run values.

@@ -111,6 +111,7 @@ impl Monitor {
             memory_mib: machine.memory_mib,
             vcpus: machine.vcpus,
             disks,
+            nics: machine.nics,
             vsock: vmm::Vsock {
                 guest_cid: protocol::GUEST_CID,
                 connect,

@@ -365,7 +365,7 @@ impl Worker {
             }
             while let Some(command) = inbox.next() {
                 match command {
-                    Command::Activate { queues } => self.queue = queues.into_iter().next(),
+                    Command::Activate { queues, .. } => self.queue = queues.into_iter().next(),
                     Command::Reset(done) => {
                         self.queue = None;
                         // The vCPU that waits is gone if the VM is over.

@@ -269,6 +269,7 @@ fn the_thread_serves_interrupts_and_stops() {
     driver.add(&[(HEAD, 16, false), (DATA, 512, true), (STATUS, 1, true)]);
     outbox.send(Command::Activate {
         queues: vec![driver.queue()],
+        features: 0,
     });
     let wait = |driver: &mut Driver| {
         for _ in 0..1000 {
@@ -289,6 +290,7 @@ fn the_thread_serves_interrupts_and_stops() {
     // A queue that breaks takes the device down, not the thread.
     outbox.send(Command::Activate {
         queues: vec![driver.queue()],
+        features: 0,
     });
     driver.set_available(100);
     notify.write(1).unwrap();

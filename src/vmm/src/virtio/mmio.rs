@@ -248,6 +248,7 @@ impl Transport {
         });
         self.outbox.send(Command::Activate {
             queues: queues.collect(),
+            features: self.driver_features,
         });
     }
 

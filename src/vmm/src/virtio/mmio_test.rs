@@ -135,7 +135,7 @@ fn a_correct_driver_gets_its_device_running() {
     machine.run();
     assert_eq!(machine.status(), 15);
     match machine.command() {
-        Some(Command::Activate { queues }) => assert_eq!(queues.len(), 2),
+        Some(Command::Activate { queues, .. }) => assert_eq!(queues.len(), 2),
         other => panic!("{other:?}"),
     }
     // What was set up can't be changed while the device runs.

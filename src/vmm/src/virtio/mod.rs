@@ -17,6 +17,7 @@
 mod backing;
 pub mod block;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 #[cfg(test)]
 mod testing;
@@ -126,6 +127,8 @@ pub enum Command {
     Activate {
         /// One for each of [`Description::queue_sizes`], all valid.
         queues: Vec<Queue>,
+        /// What the driver has accepted of [`Description::features`].
+        features: u64,
     },
     /// The driver resets the device: let go of all queues and then answer.
     Reset(mpsc::Sender<()>),

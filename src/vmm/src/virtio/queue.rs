@@ -10,13 +10,19 @@
 //! lengths are read once; the contents stay the guest's to change.
 
 use std::num::Wrapping;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{Queue as Ring, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryBackend;
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::memory::GuestMemory;
 use crate::sys::Slice;
+
+/// Sizes in bytes (VIRTIO 1.2 §2.7.6, §2.7.8): flags and index, then entries; a used entry is a head and a length, 32 bits each.
+const AVAILABLE_RING_HEADER: u64 = 4;
+const AVAILABLE_ELEMENT: u64 = 2;
+const USED_RING_HEADER: u64 = 4;
+const USED_ELEMENT: u64 = 8;
 
 /// How the driver broke the rules of the queue.
 #[derive(Debug, thiserror::Error)]
@@ -24,8 +30,8 @@ pub enum Error {
     /// The driver claims more requests than the ring holds, or the ring can't be accessed.
     #[error("the available ring is invalid")]
     Ring(#[from] virtio_queue::Error),
-    /// The entry of the available ring can't be read.
-    #[error("the available ring has an entry that can't be read")]
+    /// An entry of a ring lies outside guest memory.
+    #[error("a ring has an entry that can't be accessed")]
     Entry,
     /// The chain ends in the middle, loops or is longer than the queue.
     #[error("the descriptor chain at index {0} is broken")]
@@ -42,8 +48,8 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Queue {
     ring: Ring,
-    /// A request was given back since the driver was last considered for an interrupt.
-    pushed: bool,
+    /// The used ring's index when the driver was last considered for an interrupt.
+    considered: Wrapping<u16>,
 }
 
 /// One request: a chain of descriptors, split into what the device may read and what it may write.
@@ -60,7 +66,8 @@ pub struct Chain<'m> {
 impl Queue {
     /// Takes a ring whose addresses the transport has checked.
     pub fn new(ring: Ring) -> Queue {
-        Queue { ring, pushed: false }
+        let considered = Wrapping(ring.next_used());
+        Queue { ring, considered }
     }
 
     /// The next request, if there is one.
@@ -106,8 +113,27 @@ impl Queue {
 
     /// Gives a request back to the driver, with `written` bytes in its writable part.
     pub fn push(&mut self, memory: &GuestMemory, head: u16, written: u32) -> Result<(), Error> {
-        self.pushed = true;
         Ok(self.ring.add_used(memory, head, written)?)
+    }
+
+    /// Gives several requests back of which the driver is to see either none or all.
+    pub fn push_together(&mut self, memory: &GuestMemory, requests: &[(u16, u32)]) -> Result<(), Error> {
+        let Some(((last_head, last_written), before)) = requests.split_last() else {
+            return Ok(());
+        };
+        let first = self.ring.next_used();
+        // The entries lie in the ring before the index moves past all of them with the last one.
+        for (at, (head, written)) in (0u16..).zip(before) {
+            let slot = u64::from(first.wrapping_add(at) % self.ring.size());
+            let entry = GuestAddress(self.ring.used_ring())
+                .checked_add(USED_RING_HEADER + slot * USED_ELEMENT)
+                .ok_or(Error::Entry)?;
+            let element = (u64::from(*written) << 32) | u64::from(*head);
+            memory.write_obj(element, entry).map_err(|_| Error::Entry)?;
+        }
+        // Fewer than the ring has entries, which are fewer than 2^16.
+        self.ring.set_next_used(first.wrapping_add(before.len() as u16));
+        self.push(memory, *last_head, *last_written)
     }
 
     /// Whether no request waits.
@@ -125,9 +151,25 @@ impl Queue {
         Ok(self.ring.disable_notification(memory)?)
     }
 
-    /// Whether the driver wants an interrupt for the requests that were given back since the last call.
+    /// Whether the driver wants an interrupt for the requests that were given back since the last call (VIRTIO 1.2 §2.7.10).
     pub fn needs_interrupt(&mut self, memory: &GuestMemory) -> Result<bool, Error> {
-        Ok(std::mem::take(&mut self.pushed) && self.ring.needs_notification(memory)?)
+        let now = Wrapping(self.ring.next_used());
+        let before = std::mem::replace(&mut self.considered, now);
+        if now == before {
+            return Ok(false);
+        }
+        if !self.ring.event_idx_enabled() {
+            return Ok(true);
+        }
+        // The used entries are written before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        let wish = GuestAddress(self.ring.avail_ring())
+            .checked_add(AVAILABLE_RING_HEADER + u64::from(self.ring.size()) * AVAILABLE_ELEMENT)
+            .ok_or(Error::Entry)?;
+        let wish = Wrapping(u16::from_le(
+            memory.load(wish, Ordering::Relaxed).map_err(|_| Error::Entry)?,
+        ));
+        Ok(now - wish - Wrapping(1) < now - before)
     }
 }
 

@@ -133,7 +133,7 @@ impl Worker {
             }
             while let Some(command) = inbox.next() {
                 match command {
-                    Command::Activate { queues } => self.activate(queues),
+                    Command::Activate { queues, .. } => self.activate(queues),
                     Command::Reset(done) => {
                         self.forget_guest();
                         // The vCPU that waits is gone if the VM is over.

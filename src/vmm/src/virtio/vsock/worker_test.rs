@@ -88,7 +88,7 @@ fn guest_with_credit(receive_buffers: bool) -> Guest {
         }
     }
     let queues = vec![guest.to_guest.queue(), guest.from_guest.queue()];
-    guest.outbox.send(Command::Activate { queues });
+    guest.outbox.send(Command::Activate { queues, features: 0 });
     guest
 }
 

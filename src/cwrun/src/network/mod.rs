@@ -1,0 +1,150 @@
+//! The guest's network: what the engine has set up in the VMM's network namespace, handed on to the guest.
+//!
+//! ```text
+//!   the engine's network ─ veth, macvlan, tap … ─┐ network namespace
+//!                                               eth0 ◄── tc: all that arrives goes out of the other ──► tap ─ VMM ═ guest's eth0
+//!                                               addresses, routes, MTU, hardware address ─ Environment ────────► init
+//! ```
+//!
+//! The interface keeps its configuration, but nothing reaches the host's stack through it any more: the guest answers for its
+//! addresses. So whatever the engine does around the interface (published ports, DNS, policies) works as for any container.
+//! The tap ends with the VMM, and what then arrives is dropped.
+
+mod tap;
+
+use crate::bundle::host::{HostSpec, Kind};
+use anyhow::{Context, Result, bail, ensure};
+use netlink::{Link, LinkChange, Netlink};
+use std::fs;
+use std::os::linux::fs::MetadataExt;
+use std::path::Path;
+use vmm::Nic;
+use workload::{Interface, Mac, Route};
+
+/// Names of taps begin with this.
+const TAP_PREFIX: &str = "cwrun";
+
+/// The guest's interfaces and the devices behind them.
+#[derive(Debug, Default)]
+pub struct Network {
+    /// Devices for the VMM.
+    pub nics: Vec<Nic>,
+    /// What the guest is told of them.
+    pub interfaces: Vec<Interface>,
+}
+
+/// A network namespace, to be compared with others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Namespace {
+    device: u64,
+    inode: u64,
+}
+
+impl Namespace {
+    /// The one that this process is in.
+    pub fn current() -> Result<Self> {
+        let path = Path::new("/proc/self/ns/net");
+        let metadata = fs::metadata(path).with_context(|| path.display().to_string())?;
+        Ok(Self {
+            device: metadata.st_dev(),
+            inode: metadata.st_ino(),
+        })
+    }
+}
+
+/// Takes over every interface of this process's network namespace, which is the bundle's. Nothing is taken from the namespace that
+/// the runtime itself was started in (`outside`): that is the host's, and its interfaces are nobody's to redirect.
+pub fn take_over(host: &HostSpec, outside: Namespace) -> Result<Network> {
+    let own = host
+        .namespaces
+        .iter()
+        .any(|namespace| namespace.kind == Kind::Net);
+    if !own || Namespace::current()? == outside {
+        return Ok(Network::default());
+    }
+    let mut netlink = Netlink::open()?;
+    let links = netlink.links()?;
+    let usable: Vec<_> = links.iter().filter(|link| link.up && !link.loopback).collect();
+    if let Some(tap) = usable.iter().find(|link| link.name.starts_with(TAP_PREFIX)) {
+        bail!(
+            "the network namespace already belongs to another virtual machine (its interface is {}), and two can't share its addresses",
+            tap.name
+        );
+    }
+    ensure!(
+        usable.len() <= Interface::MAX,
+        "the network namespace has {} interfaces, more than the {} that a guest can have",
+        usable.len(),
+        Interface::MAX
+    );
+    let mut network = Network::default();
+    for link in usable {
+        let Some(mac) = link.mac else {
+            tracing::warn!(
+                "network interface {} is no Ethernet, so the guest does not get it",
+                link.name
+            );
+            continue;
+        };
+        let context = || format!("network interface {}", link.name);
+        network
+            .interfaces
+            .push(describe(&mut netlink, link, mac).with_context(context)?);
+        network
+            .nics
+            .push(connect(&mut netlink, link, mac).with_context(context)?);
+    }
+    Ok(network)
+}
+
+/// What the guest is to set up.
+fn describe(netlink: &mut Netlink, link: &Link, mac: Mac) -> Result<Interface> {
+    let (routes, skipped) = netlink.routes()?;
+    if skipped > 0 {
+        tracing::warn!("{skipped} routes with several next hops are not handed on to the guest");
+    }
+    let routes: Vec<Route> = routes
+        .into_iter()
+        .filter(|found| found.link == link.index)
+        .map(|found| found.route)
+        .collect();
+    let interface = Interface {
+        name: link.name.clone(),
+        mac,
+        mtu: link.mtu,
+        addresses: netlink.addresses(link.index)?,
+        routes,
+        neighbours: netlink.neighbours(link.index)?,
+    };
+    interface.check().map_err(anyhow::Error::msg)?;
+    Ok(interface)
+}
+
+/// A tap whose other side is the interface.
+fn connect(netlink: &mut Netlink, link: &Link, mac: Mac) -> Result<Nic> {
+    let (tap, name) = tap::open(TAP_PREFIX)?;
+    let index = netlink
+        .links()?
+        .into_iter()
+        .find(|link| link.name == name)
+        .with_context(|| format!("the tap {name} is gone"))?
+        .index;
+    let change = LinkChange {
+        mtu: Some(link.mtu),
+        up: Some(true),
+        silent: true,
+        ..LinkChange::default()
+    };
+    netlink.set_link(index, &change).context("setting up its tap")?;
+    for (from, to) in [(link.index, index), (index, link.index)] {
+        netlink
+            .redirect(from, to)
+            .context("redirecting its traffic, which needs the kernel's modules sch_ingress, cls_matchall and act_mirred")?;
+    }
+    Ok(Nic {
+        tap,
+        mac: mac.0,
+        // Checked by the interface's description.
+        mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
+    })
+}
