@@ -249,19 +249,19 @@ fn fields_that_are_missing_or_wrong() {
             &["/d"],
         ),
         (
-            "scheduler",
-            |c| c["process"]["scheduler"] = json!({"policy": "SCHED_FIFO", "priority": 10}),
-            &["process.scheduler", "not supported"],
+            "scheduler that the guest's kernel refuses",
+            |c| c["process"]["scheduler"] = json!({"policy": "SCHED_FIFO", "priority": 1000}),
+            &["process.scheduler", "Invalid argument"],
         ),
         (
             "ioPriority",
-            |c| c["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_IDLE", "priority": 0}),
-            &["process.ioPriority", "not supported"],
+            |c| c["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 8}),
+            &["process.ioPriority", "not between 0 and 7"],
         ),
         (
             "personality",
-            |c| c["linux"]["personality"] = json!({"domain": "LINUX32"}),
-            &["linux.personality", "not supported"],
+            |c| c["linux"]["personality"] = json!({"domain": "LINUX32", "flags": ["X"]}),
+            &["linux.personality.flags", "not supported"],
         ),
         (
             "intelRdt",
@@ -275,8 +275,8 @@ fn fields_that_are_missing_or_wrong() {
         ),
         (
             "startContainer hook",
-            |c| c["hooks"]["startContainer"] = json!([{"path": "/bin/true"}]),
-            &["hooks.startContainer", "not supported"],
+            |c| c["hooks"]["startContainer"] = json!([{"path": "bin/true"}]),
+            &["hooks.startContainer[0]", "not an absolute path"],
         ),
         (
             "host device",

@@ -430,3 +430,82 @@ fn the_bundle_decides_how_large_the_machine_is() {
     }
     cwrun.ok(["delete", "--force", "limits"]);
 }
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn devices_are_made_where_they_are_wanted() {
+    let cwrun = Cwrun::new();
+    let script = r#"
+        for at in /srv/zeros /dev/null /run/pipe /dev/net/tun /dev/full; do echo "$at=$(stat -c '%F %a %t:%T %u:%g' $at)"; done
+        echo "zeros=$(head -c 4096 /srv/zeros | wc -c)"
+        echo "ptmx=$(readlink /dev/ptmx)"
+        echo "pipe=$( (echo through >/run/pipe &) ; cat /run/pipe)"
+    "#;
+    let bundle = Bundle::script(script).with(|config| {
+        config["linux"]["devices"] = json!([
+            {"path": "/srv/zeros", "type": "c", "major": 1, "minor": 5, "fileMode": 0o620, "uid": 7, "gid": 8},
+            {"path": "/dev/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o644},
+            {"path": "/run/pipe", "type": "p", "fileMode": 0o600, "uid": 0, "gid": 5},
+            {"path": "/dev/net/tun", "type": "u", "major": 10, "minor": 200},
+            {"path": "/dev/ptmx", "type": "c", "major": 5, "minor": 2},
+        ]);
+    });
+    let done = cwrun.run("devices", &bundle).finish().ok();
+    Facts::of(&done).expect(&[
+        ("/srv/zeros", "character special file 620 1:5 7:8"),
+        ("/dev/null", "character special file 644 1:3 0:0"),
+        ("/run/pipe", "fifo 600 0:0 0:5"),
+        ("/dev/net/tun", "character special file 666 a:c8 0:0"),
+        ("/dev/full", "character special file 666 1:7 0:0"),
+        ("zeros", "4096"),
+        ("ptmx", "pts/ptmx"),
+        ("pipe", "through"),
+    ]);
+    let bundle = Bundle::script("echo ran").with(|config| {
+        config["linux"]["devices"] = json!([{"path": "/bin/sh", "type": "c", "major": 1, "minor": 3}]);
+    });
+    let refused = cwrun.run("devices", &bundle).finish();
+    assert_eq!((refused.code, refused.text().as_str()), (1, ""));
+    let expected = "linux.devices: /bin/sh: something else is there already";
+    assert!(refused.stderr.contains(expected), "{}", refused.stderr);
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn a_process_is_scheduled_as_it_asks_and_shown_the_system_it_asks_for() {
+    let cwrun = Cwrun::new();
+    let script = r#"
+        look() { echo "$1machine=$(uname -m)"; echo "$1scheduler=$(awk '{print $19, $40, $41}' /proc/self/stat)"; echo "$1io=$(ionice)"; }
+        look
+        [ "$1" = more ] || { trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done; }
+    "#;
+    let bundle = Bundle::busybox(["sh", "-c", script]).with(|config| {
+        config["process"]["user"] = json!({"uid": 5, "gid": 5});
+        config["process"]["scheduler"] = json!({"policy": "SCHED_RR", "priority": 3});
+        config["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_IDLE", "priority": 0});
+        config["linux"]["personality"] = json!({"domain": "LINUX32"});
+    });
+    let expected = "machine=i686\nscheduler=0 3 2\nio=idle\n";
+    let container = cwrun.create("scheduled", &bundle);
+    cwrun.ok(["start", "scheduled"]);
+    container.expect_output(expected);
+    // One more process is as the first, but for what it asks for itself.
+    let more = cwrun
+        .command(["exec", "scheduled", "sh", "-c", script, "sh", "more"])
+        .finish()
+        .ok();
+    assert_eq!(more.text(), expected);
+    let file = cwrun.path("process.json");
+    let process = json!({"args": ["sh", "-c", script, "sh", "more"], "cwd": "/", "env": ["PATH=/bin:/usr/bin"], "user": {"uid": 0, "gid": 0},
+        "scheduler": {"policy": "SCHED_BATCH", "nice": 4}, "ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 6}});
+    fs::write(&file, process.to_string()).unwrap();
+    let more = cwrun
+        .command(["exec", "--process", file.to_str().unwrap(), "scheduled"])
+        .finish()
+        .ok();
+    assert_eq!(
+        more.text(),
+        "machine=i686\nscheduler=4 0 3\nio=best-effort: prio 6\n"
+    );
+    cwrun.ok(["delete", "--force", "scheduled"]);
+}

@@ -7,6 +7,7 @@ mod errors;
 mod events;
 mod exec;
 mod guest;
+mod hooks;
 mod layers;
 mod lifecycle;
 mod mkcw;

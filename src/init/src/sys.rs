@@ -227,6 +227,65 @@ pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     check(unsafe { libc::prlimit64(0, resource, &raw const limit, std::ptr::null_mut()) }.into()).map(drop)
 }
 
+/// What sched_setattr(2) takes.
+pub struct SchedulerAttributes {
+    /// `SCHED_*`.
+    pub policy: u32,
+    /// `SCHED_FLAG_*`.
+    pub flags: u64,
+    /// Nice value.
+    pub nice: i32,
+    /// Static priority.
+    pub priority: u32,
+    /// Nanoseconds.
+    pub runtime: u64,
+    /// Nanoseconds.
+    pub deadline: u64,
+    /// Nanoseconds.
+    pub period: u64,
+}
+
+/// Sets how this thread is scheduled.
+pub fn set_scheduler(attributes: &SchedulerAttributes) -> io::Result<()> {
+    /// `struct sched_attr` in its first version, linux/sched/types.h.
+    #[repr(C)]
+    struct Raw {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    let raw = Raw {
+        size: size_of::<Raw>() as u32,
+        policy: attributes.policy,
+        flags: attributes.flags,
+        nice: attributes.nice,
+        priority: attributes.priority,
+        runtime: attributes.runtime,
+        deadline: attributes.deadline,
+        period: attributes.period,
+    };
+    // SAFETY: the structure lives across the call and says its own size.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const raw, 0u32) }).map(drop)
+}
+
+/// Sets how reads and writes of this thread are scheduled: class and priority in the kernel's encoding.
+pub fn set_io_priority(priority: u32) -> io::Result<()> {
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, priority) }).map(drop)
+}
+
+/// Sets the execution domain of this thread.
+pub fn set_personality(domain: u32) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::personality(domain.into()) }.into()).map(drop)
+}
+
 /// Bytes of a socket that its device (AF_VSOCK) or peer (AF_UNIX) has not taken yet (`SIOCOUTQ`).
 pub fn unsent_bytes(socket: impl AsFd) -> io::Result<usize> {
     let mut bytes: libc::c_int = 0;

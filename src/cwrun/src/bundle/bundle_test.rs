@@ -190,16 +190,16 @@ fn errors_name_the_field() {
             "process.rlimits[0]",
         ),
         (
-            |c| c["process"]["scheduler"] = json!({"policy": "SCHED_FIFO"}),
-            "process.scheduler: not supported",
+            |c| c["process"]["execCPUAffinity"] = json!({"initial": "0"}),
+            "process.execCPUAffinity: not supported",
         ),
         (
-            |c| c["hooks"] = json!({"startContainer": [{"path": "/x"}]}),
-            "hooks.startContainer: not supported",
+            |c| c["hooks"] = json!({"startContainer": [{"path": "/x"}, {"path": "x"}]}),
+            "hooks.startContainer[1]: path: \"x\" is not an absolute path",
         ),
         (
-            |c| c["linux"]["personality"] = json!({"domain": "LINUX32"}),
-            "linux.personality: not supported",
+            |c| c["linux"]["personality"] = json!({"domain": "LINUX32", "flags": ["X"]}),
+            "linux.personality.flags: not supported",
         ),
         (
             |c| c["linux"]["devices"] = json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]),
@@ -250,16 +250,99 @@ fn errors_name_the_field() {
             "vm: not supported",
         ),
         (
-            |c| {
-                c["linux"]["devices"] = json!([{"path": "/dev/nothing", "type": "c", "major": 1, "minor": 3}])
-            },
-            "linux.devices[0]: /dev/nothing (1:3)",
+            |c| c["linux"]["netDevices"] = json!({"eth0": {"name": "eth1"}}),
+            "linux.netDevices: not supported",
         ),
     ];
     for (change, expected) in cases {
         let message = error(change);
         assert!(message.contains(expected), "{expected}: {message}");
     }
+}
+
+/// The guest's half of a bundle that was changed.
+fn guest_of(change: impl FnOnce(&mut Value)) -> (workload::Workload, workload::Environment) {
+    let mut config = good();
+    change(&mut config);
+    let test = TestBundle::new(&config);
+    let bundle = test.load().unwrap();
+    let sizing = Sizing::of(&bundle, &Settings::default()).unwrap();
+    guest::split(&bundle, "c1", &sizing).unwrap()
+}
+
+#[test]
+fn hooks_of_the_start_are_the_guests() {
+    let (workload, _) = guest_of(|c| {
+        c["hooks"] = json!({"startContainer": [{"path": "/a", "args": ["a", "b"], "env": ["C=d"], "timeout": 5},
+            {"path": "/b", "timeout": -1}]});
+    });
+    let hook = |path: &str, args: &[&str], env: &[&str], timeout| workload::Hook {
+        path: path.into(),
+        args: args.iter().map(|&text| text.into()).collect(),
+        env: env.iter().map(|&text| text.into()).collect(),
+        timeout,
+    };
+    assert_eq!(
+        workload.start_hooks,
+        [
+            hook("/a", &["a", "b"], &["C=d"], Some(5)),
+            hook("/b", &[], &[], None)
+        ]
+    );
+}
+
+#[test]
+fn what_is_for_others_changes_nothing() {
+    let (plain, _) = guest_of(|_| {});
+    let (workload, _) = guest_of(|c| {
+        c["process"]["apparmorProfile"] = json!("x");
+        c["process"]["selinuxLabel"] = json!("a:b:c");
+        c["process"]["commandLine"] = json!("x");
+        c["process"]["user"]["username"] = json!("x");
+        c["linux"]["rootfsPropagation"] = json!("rslave");
+        c["linux"]["mountLabel"] = json!("a:b:c");
+        // Without a new user namespace there is nothing to map, for crun too.
+        c["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": 1000, "size": 1}]);
+        c["linux"]["resources"] = json!({"memory": {"useHierarchy": true, "checkBeforeUpdate": true}});
+        c["linux"]["namespaces"]
+            .as_array_mut()
+            .unwrap()
+            .retain(|n| n["type"] != "pid");
+    });
+    assert_eq!(workload, plain);
+}
+
+#[test]
+fn limits_that_the_guest_keeps_are_not_its_identity() {
+    let (plain, _) = guest_of(|_| {});
+    let (workload, environment) = guest_of(|c| {
+        c["linux"]["resources"] = json!({"pids": {"limit": 50}, "memory": {"limit": 256 << 20}});
+    });
+    assert_eq!(workload, plain);
+    // Its memory is its limit.
+    assert_eq!(
+        (environment.limits.tasks, environment.limits.memory),
+        (Some(50), None)
+    );
+    for unlimited in [0, -1] {
+        let (_, environment) = guest_of(|c| c["linux"]["resources"] = json!({"pids": {"limit": unlimited}}));
+        assert_eq!(environment.limits.tasks, None);
+    }
+}
+
+#[test]
+fn where_the_vmm_is_confined_and_how_is_passed_on() {
+    let mut config = good();
+    let resources = json!({"cpu": {"shares": 5, "burst": 6, "idle": 1, "mems": "0", "realtimeRuntime": 7, "realtimePeriod": 8},
+        "blockIO": {"weight": 9}, "hugepageLimits": [{"pageSize": "2MB", "limit": 10}]});
+    config["linux"]["resources"] = resources.clone();
+    config["linux"]["cgroupsPath"] = json!("/a/b");
+    let test = TestBundle::new(&config);
+    let bundle = test.load().unwrap();
+    let sizing = Sizing::of(&bundle, &Settings::default()).unwrap();
+    let host = host::split(&bundle, &sizing).unwrap();
+    assert_eq!(host.cgroup_path.as_deref(), Some(Path::new("/a/b")));
+    assert_eq!(serde_json::to_value(host.resources).unwrap(), resources);
 }
 
 /// The limits of the VMM's cgroup for a bundle with these.
@@ -308,6 +391,8 @@ fn a_limit_on_processes_leaves_room_for_the_vmm() {
     };
     assert!((34..100).contains(&limit(1)), "{}", limit(1));
     assert_eq!([limit(-1), limit(i64::MAX)], [-1, i64::MAX]);
+    // What crun takes for "none given".
+    assert!(resources(json!({"pids": {"limit": 0}})).unwrap().pids().is_none());
 }
 
 #[test]

@@ -1,27 +1,15 @@
 //! The guest's half of a bundle: Workload and Environment.
 
 use super::Bundle;
+use super::devices;
 use super::mounts::{self, Placed};
+use super::scheduling;
 use super::seccomp;
 use super::sizing::{Limits, Sizing};
 use anyhow::{Context, Result, bail, ensure};
-use oci_spec::runtime::{Linux, LinuxCapabilities, LinuxDevice, LinuxDeviceType, Process as OciProcess};
+use oci_spec::runtime::{Linux, LinuxCapabilities, Process as OciProcess};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
-use workload::{Capabilities, Capability, Environment, Process, Rlimit, RootFs, User, Workload};
-
-/// Character devices that a guest has: path, major, minor.
-const GUEST_DEVICES: [(&str, i64, i64); 9] = [
-    ("/dev/null", 1, 3),
-    ("/dev/zero", 1, 5),
-    ("/dev/full", 1, 7),
-    ("/dev/random", 1, 8),
-    ("/dev/urandom", 1, 9),
-    ("/dev/tty", 5, 0),
-    ("/dev/console", 5, 1),
-    ("/dev/ptmx", 5, 2),
-    ("/dev/fuse", 10, 229),
-];
+use workload::{Capabilities, Capability, Environment, Hook, Process, Rlimit, RootFs, User, Workload};
 
 /// Splits off what the guest enforces. The Workload's root is left empty, for the caller to fill once the root file
 /// system has been converted: what is wrong with a bundle is found before that.
@@ -62,8 +50,8 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
             .unwrap_or_default()
             .into_iter()
             .collect::<BTreeMap<_, _>>(),
-        devices: Vec::new(),
-        start_hooks: Vec::new(),
+        devices: devices::devices(linux.devices().as_deref().unwrap_or_default())?,
+        start_hooks: start_hooks(bundle)?,
     };
     let environment = Environment {
         id: id.to_owned(),
@@ -79,6 +67,41 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
         .check()
         .map_err(|problem| anyhow::anyhow!("config.json: {problem}"))?;
     Ok((workload, environment))
+}
+
+/// `hooks.startContainer`, which run in the guest.
+fn start_hooks(bundle: &Bundle) -> Result<Vec<Hook>> {
+    let hooks = bundle.spec.hooks().as_ref();
+    let hooks = hooks.and_then(|hooks| hooks.start_container().as_deref());
+    let hooks = hooks.unwrap_or_default().iter().enumerate();
+    hooks
+        .map(|(index, hook)| {
+            start_hook(hook).with_context(|| format!("config.json: hooks.startContainer[{index}]"))
+        })
+        .collect()
+}
+
+fn start_hook(hook: &oci_spec::runtime::Hook) -> Result<Hook> {
+    let path = hook.path().to_str().context("path: not UTF-8")?;
+    ensure!(path.starts_with('/'), "path: {path:?} is not an absolute path");
+    let (args, env) = (
+        hook.args().clone().unwrap_or_default(),
+        hook.env().clone().unwrap_or_default(),
+    );
+    let nul = args
+        .iter()
+        .chain(&env)
+        .map(String::as_str)
+        .chain([path])
+        .any(|text| text.contains('\0'));
+    ensure!(!nul, "a string contains a NUL byte");
+    let timeout = hook.timeout().filter(|seconds| *seconds > 0);
+    Ok(Hook {
+        path: path.to_owned(),
+        args,
+        env,
+        timeout: timeout.map(|seconds| u32::try_from(seconds).unwrap_or(u32::MAX)),
+    })
 }
 
 /// What the container's processes may use together, as far as it is the guest that sees to it.
@@ -142,9 +165,21 @@ pub fn process(process: &OciProcess, linux: &Linux) -> Result<Process> {
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         seccomp: linux.seccomp().as_ref().map(seccomp::compile).transpose()?,
         oom_score_adj: process.oom_score_adj(),
-        scheduler: None,
-        io_priority: None,
-        personality: None,
+        scheduler: process
+            .scheduler()
+            .as_ref()
+            .map(scheduling::scheduler)
+            .transpose()?,
+        io_priority: process
+            .io_priority()
+            .as_ref()
+            .map(scheduling::io_priority)
+            .transpose()?,
+        personality: linux
+            .personality()
+            .as_ref()
+            .map(scheduling::personality)
+            .transpose()?,
     })
 }
 
@@ -220,14 +255,6 @@ pub fn console_size(process: &OciProcess) -> Option<(u16, u16)> {
 fn refuse_unsupported(bundle: &Bundle, process: &OciProcess) -> Result<()> {
     let refuse = |field: &str| bail!("config.json: {field}: not supported");
     refuse_unsupported_process(process)?;
-    if bundle
-        .spec
-        .hooks()
-        .as_ref()
-        .is_some_and(|hooks| hooks.start_container().as_ref().is_some_and(|h| !h.is_empty()))
-    {
-        return refuse("hooks.startContainer");
-    }
     if bundle.spec.vm().is_some() {
         return refuse("vm");
     }
@@ -249,9 +276,6 @@ fn refuse_unsupported(bundle: &Bundle, process: &OciProcess) -> Result<()> {
     if linux.memory_policy().is_some() {
         return refuse("linux.memoryPolicy");
     }
-    if linux.personality().is_some() {
-        return refuse("linux.personality");
-    }
     if linux
         .time_offsets()
         .as_ref()
@@ -266,40 +290,14 @@ fn refuse_unsupported(bundle: &Bundle, process: &OciProcess) -> Result<()> {
     {
         return refuse("linux.netDevices");
     }
-    linux
-        .devices()
-        .iter()
-        .flatten()
-        .enumerate()
-        .try_for_each(|(index, device)| check_device(index, device))
+    Ok(())
 }
 
 /// Fields of `process` that neither side can honour.
 pub fn refuse_unsupported_process(process: &OciProcess) -> Result<()> {
     let refuse = |field: &str| bail!("config.json: {field}: not supported");
-    if process.scheduler().is_some() {
-        return refuse("process.scheduler");
-    }
-    if process.io_priority().is_some() {
-        return refuse("process.ioPriority");
-    }
     if process.exec_cpu_affinity().is_some() {
         return refuse("process.execCPUAffinity");
     }
-    Ok(())
-}
-
-fn check_device(index: usize, device: &LinuxDevice) -> Result<()> {
-    let character = matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U);
-    ensure!(
-        character
-            && GUEST_DEVICES.iter().any(|(path, major, minor)| {
-                (device.path().as_path(), device.major(), device.minor()) == (Path::new(path), *major, *minor)
-            }),
-        "config.json: linux.devices[{index}]: {} ({}:{}) does not exist in a guest",
-        device.path().display(),
-        device.major(),
-        device.minor()
-    );
     Ok(())
 }

@@ -163,11 +163,12 @@ pub const NAMESPACES: [(LinuxNamespaceType, Option<Kind>); 8] = [
     (LinuxNamespaceType::Mount, None),
 ];
 
-/// Names of the hooks that run ([`Hooks`]).
-pub const HOOKS: [&str; 5] = [
+/// Names of the hooks that run: [`Hooks`], and in the guest `startContainer`.
+pub const HOOKS: [&str; 6] = [
     "prestart",
     "createRuntime",
     "createContainer",
+    "startContainer",
     "poststart",
     "poststop",
 ];

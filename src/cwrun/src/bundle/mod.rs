@@ -11,11 +11,13 @@
 //! A field that none of them can honour is an error that names it.
 
 pub mod annotations;
+mod devices;
 pub mod guest;
 pub mod host;
 mod krun;
 pub mod mounts;
 mod required;
+mod scheduling;
 pub mod seccomp;
 pub mod sizing;
 pub mod update;

@@ -12,7 +12,7 @@ fn place_in(dir: &Path, value: Value) -> Result<Vec<Placed>> {
 
 #[test]
 fn guest_file_systems_keep_flags_and_options() {
-    let value = json!([{"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k", "defaults", "silent"]}]);
+    let value = json!([{"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k", "defaults", "silent", "context=\"system_u:x\""]}]);
     let placed = place_in(Path::new("/"), value).unwrap();
     let expected = Mount {
         destination: "/dev".into(),
@@ -119,6 +119,10 @@ fn what_cant_be_shared_is_refused_by_name() {
         (
             json!({"destination": "/x", "type": "tmpfs", "options": ["idmap"]}),
             "ID-mapped",
+        ),
+        (
+            json!({"destination": "/x", "type": "tmpfs", "uidMappings": [{"containerID": 0, "hostID": 1, "size": 1}]}),
+            "uidMappings: ID-mapped mounts are not supported (/x)",
         ),
         (
             json!({"destination": "/x", "type": "bind", "source": "big", "options": ["bind", "nosymfollow"]}),

@@ -53,8 +53,10 @@ impl Groups {
                     .find(|mount| mount.join("cgroup.procs").exists())
                     .map(|mount| mount.join(path));
             } else {
+                // A name is systemd's, without controllers.
                 let named = names
                     .split(',')
+                    .filter(|name| !name.starts_with("name="))
                     .map(|name| (name.to_owned(), root.join(name).join(path)));
                 groups.controllers.extend(named);
             }

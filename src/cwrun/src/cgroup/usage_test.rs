@@ -39,7 +39,7 @@ fn version_2_has_the_shape_of_runc() {
             "8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n7:1 \n",
         ),
     ]);
-    let groups = Groups::below(dir.path(), "0::/a/b\n");
+    let groups = Groups::below(dir.path(), "1:name=systemd:/x\n0::/a/b\n");
     assert_eq!(groups.unified().unwrap(), dir.path().join("a/b"));
     assert_eq!(groups.oom_kills(), 1);
     let nothing = json!({"limit": 0, "failcnt": 0});

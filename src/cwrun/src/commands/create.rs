@@ -11,7 +11,7 @@ use crate::machine::stdio::Stdio;
 use crate::machine::{Machine, terminal};
 use crate::root_disk;
 use crate::settings::Settings;
-use crate::state::{Container, ProcessId, Record, Root};
+use crate::state::{Container, ProcessId, Record, Root, Status};
 use crate::{cgroup, control};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Pid;
@@ -19,6 +19,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::RawFd;
 use std::path::Path;
+use workload::RootFs;
 
 /// How the container's terminal is reached, if it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,11 +132,18 @@ fn prepare(
     args: &Create,
     console: Console,
 ) -> Result<Machine> {
-    let (mut workload, environment) = guest::split(bundle, &args.id, sizing)?;
+    let (mut workload, mut environment) = guest::split(bundle, &args.id, sizing)?;
+    if !workload.start_hooks.is_empty() {
+        environment.state = state_inside(container).to_string();
+    }
     let kvm = crate::kvm::open()?;
     let files = GuestFiles::open()?;
     let stdio = stdio(workload.process.terminal, args.console_socket.as_deref(), console)?;
     let disk = phase("convert", || root_disk::obtain(bundle, settings))?;
+    ensure!(
+        workload.start_hooks.is_empty() || disk.root != RootFs::Mkcw,
+        "config.json: hooks.startContainer: not possible with a disk of mkcw, which says itself what runs"
+    );
     workload.root = disk.root;
     Ok(Machine {
         kvm,
@@ -154,6 +162,13 @@ fn prepare(
         nics: Vec::new(),
         debug: tracing::enabled!(target: "cwrun", tracing::Level::DEBUG),
     })
+}
+
+/// The state for hooks in the guest, where the container's process is the first.
+fn state_inside(container: &Container) -> serde_json::Value {
+    let mut state = container.oci_state(Status::Created);
+    state["pid"] = 1.into();
+    state
 }
 
 /// Where the streams of a process lead.

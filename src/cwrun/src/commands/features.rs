@@ -100,6 +100,7 @@ mod tests {
                 "prestart",
                 "createRuntime",
                 "createContainer",
+                "startContainer",
                 "poststart",
                 "poststop"
             ])
@@ -155,13 +156,14 @@ mod tests {
             let host = host::split(&bundle, &sizing).unwrap();
             // All but the mount namespace, which a VMM always has.
             assert_eq!(host.namespaces.len(), namespaces.len() - 1);
+            let (workload, _) = crate::bundle::guest::split(&bundle, "c", &sizing).unwrap();
             let hooks = &host.hooks;
-            let count = hooks.create_runtime.len() + hooks.create_container.len();
+            let count =
+                hooks.create_runtime.len() + hooks.create_container.len() + workload.start_hooks.len();
             assert_eq!(
                 count + hooks.poststart.len() + hooks.poststop.len(),
                 document["hooks"].as_array().unwrap().len()
             );
-            let (workload, _) = crate::bundle::guest::split(&bundle, "c", &sizing).unwrap();
             let bounding = workload.process.capabilities.unwrap().bounding;
             assert_eq!(bounding.len(), capabilities.as_array().unwrap().len());
             // What it does not know would be among the options for the file system.

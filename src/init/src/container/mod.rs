@@ -7,17 +7,19 @@
 //!                              ├ mounts, devices, files, masks           the root is still a directory
 //!                              ├ pivot_root                              from here on / is the container's
 //!                              ├ descriptors 0–2, session, terminal
-//!                              ├ working directory, limits, user
+//!                              ├ working directory, limits, scheduling, user
 //!                              ├ the program found ──► Ready
-//!                              └ go ──► filter of system calls ──► execve
+//!                              └ go ──► hooks ──► filter of system calls ──► execve
 //! ```
 
 mod copyup;
 mod devices;
+mod hooks;
 mod limits;
 mod mounts;
 mod program;
 pub mod root;
+mod scheduling;
 mod seccomp;
 pub mod terminal;
 mod user;
@@ -36,7 +38,7 @@ use std::fs;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use terminal::Terminal;
 use user::Kept;
-use workload::{Environment, Process, Workload};
+use workload::{Environment, Hook, Process, Workload};
 
 /// What the container's first process is made from.
 pub struct Container<'a> {
@@ -67,7 +69,7 @@ impl Container<'_> {
     }
 
     /// Everything up to the start; `None` if there is to be none.
-    fn prepare(&self, stdio: Stdio, link: &Link) -> Result<Option<Start>> {
+    fn prepare(&self, stdio: Stdio, link: &Link) -> Result<Option<Start<'_>>> {
         let process = &self.workload.process;
         sys::reset_signals();
         rustix::process::umask(Mode::empty());
@@ -83,7 +85,12 @@ impl Container<'_> {
                 .context(|| "make the root read-only".into())?;
         }
         pivot(&root)?;
-        become_process(process, stdio, terminal, link)
+        let start = become_process(process, stdio, terminal, link)?;
+        Ok(start.map(|start| Start {
+            hooks: &self.workload.start_hooks,
+            state: &self.environment.state,
+            ..start
+        }))
     }
 
     fn enter_namespaces(&self) -> Result<()> {
@@ -120,7 +127,7 @@ impl Container<'_> {
         for mount in &self.workload.mounts {
             mounts::mount(root, mount)?;
         }
-        devices::make(root)?;
+        devices::make(root, &self.workload.devices)?;
         let terminal = match stdio {
             Stdio::Pipes(_) => None,
             Stdio::Terminal => Some(self.open_terminal(root)?),
@@ -164,7 +171,7 @@ impl Member<'_> {
         begin(self.prepare(stdio, link), link)
     }
 
-    fn prepare(&self, stdio: Stdio, link: &Link) -> Result<Option<Start>> {
+    fn prepare(&self, stdio: Stdio, link: &Link) -> Result<Option<Start<'_>>> {
         sys::reset_signals();
         rustix::process::umask(Mode::empty());
         set_oom_score(self.process)?;
@@ -196,15 +203,16 @@ fn set_oom_score(process: &Process) -> Result<()> {
 }
 
 /// In the container: everything that makes this process the one that is asked for, up to the start; `None` if there is to be none.
-fn become_process(
+fn become_process<'a>(
     process: &Process,
     stdio: Stdio,
     terminal: Option<Terminal>,
     link: &Link,
-) -> Result<Option<Start>> {
+) -> Result<Option<Start<'a>>> {
     let master = take_streams(stdio, terminal)?;
     rustix::process::chdir(&*process.cwd).context(|| format!("chdir `{}`", process.cwd))?;
     limits::apply(&process.rlimits)?;
+    scheduling::apply(process)?;
     let passwd = fs::read("/etc/passwd").unwrap_or_default();
     let kept = user::become_user(
         &process.user,
@@ -223,11 +231,13 @@ fn become_process(
         program,
         filter,
         kept,
+        hooks: &[],
+        state: "",
     }))
 }
 
 /// Becomes what has been prepared, or reports why not and ends.
-fn begin(prepared: Result<Option<Start>>, link: &Link) -> ! {
+fn begin(prepared: Result<Option<Start<'_>>>, link: &Link) -> ! {
     let failure = match prepared {
         Ok(Some(start)) => start.execute(),
         Ok(None) => sys::exit_now(0),
@@ -238,20 +248,29 @@ fn begin(prepared: Result<Option<Start>>, link: &Link) -> ! {
 }
 
 /// What is left to do once the start is there.
-struct Start {
+struct Start<'a> {
     program: Program,
     filter: Option<Filter>,
     kept: Option<Kept>,
+    /// Programs that come before it.
+    hooks: &'a [Hook],
+    /// What they are told of the container.
+    state: &'a str,
 }
 
-impl Start {
+impl Start<'_> {
     /// Becomes the program. Returns only if that fails.
     fn execute(self) -> Failure {
         let Self {
             program,
             filter,
             kept,
+            hooks,
+            state,
         } = self;
+        if let Err(failure) = hooks::run(hooks, state) {
+            return failure;
+        }
         program.execute(|| filter.map_or(Ok(()), |filter| filter.load(kept)))
     }
 }

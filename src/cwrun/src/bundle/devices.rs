@@ -1,0 +1,129 @@
+//! `linux.devices`: the guest makes those that its kernel has, wherever they are to be. Everything else is an error that names it.
+
+use anyhow::{Context, Result, bail, ensure};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
+use std::path::Path;
+use workload::{Device, DeviceKind};
+
+/// Character devices of a guest's kernel: major, minor. `null`, `zero`, `full`, `random`, `urandom`, `kmsg`, `tty`, `net/tun`, `fuse`.
+const DEVICES: [(i64, i64); 9] = [
+    (1, 3),
+    (1, 5),
+    (1, 7),
+    (1, 8),
+    (1, 9),
+    (1, 11),
+    (5, 0),
+    (10, 200),
+    (10, 229),
+];
+
+/// Devices that are not files of their own: a container's terminal is its `console`, and `ptmx` is that of its own devpts.
+const MADE_ELSEWHERE: [(&str, i64, i64); 2] = [("/dev/console", 5, 1), ("/dev/ptmx", 5, 2)];
+
+/// Permissions where none are given, as in crun.
+const DEFAULT_MODE: u32 = 0o666;
+
+/// Those that the guest is to make.
+pub fn devices(listed: &[LinuxDevice]) -> Result<Vec<Device>> {
+    let mut made = Vec::new();
+    for (index, device) in listed.iter().enumerate() {
+        let device = one(device).with_context(|| format!("config.json: linux.devices[{index}]"))?;
+        made.extend(device);
+    }
+    Ok(made)
+}
+
+fn one(device: &LinuxDevice) -> Result<Option<Device>> {
+    let path = device.path().to_str().context("path: not UTF-8")?;
+    ensure!(
+        path.starts_with('/') && Path::new(path).file_name().is_some() && !path.contains('\0'),
+        "path: {path:?} is not the absolute path of a file"
+    );
+    let (major, minor) = (device.major(), device.minor());
+    let kind = match device.typ() {
+        LinuxDeviceType::P => DeviceKind::Fifo,
+        LinuxDeviceType::C | LinuxDeviceType::U if MADE_ELSEWHERE.contains(&(path, major, minor)) => {
+            return Ok(None);
+        }
+        LinuxDeviceType::C | LinuxDeviceType::U if DEVICES.contains(&(major, minor)) => {
+            DeviceKind::Character {
+                major: u32::try_from(major)?,
+                minor: u32::try_from(minor)?,
+            }
+        }
+        _ => bail!("{path} ({major}:{minor}) does not exist in a guest"),
+    };
+    Ok(Some(Device {
+        path: path.trim_end_matches('/').to_owned(),
+        kind,
+        // Some engines leave the bits of the type in.
+        mode: device.file_mode().unwrap_or(DEFAULT_MODE) & 0o7777,
+        uid: device.uid().unwrap_or(0),
+        gid: device.gid().unwrap_or(0),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn made(device: Value) -> Result<Vec<Device>> {
+        devices(&[serde_json::from_value(device).unwrap()])
+    }
+
+    #[test]
+    fn what_the_guest_has_is_made_where_it_is_wanted() {
+        let device = &made(json!({"path": "/srv/nothing", "type": "c", "major": 1, "minor": 3, "fileMode": 0o20_640, "uid": 5, "gid": 6}))
+            .unwrap()[0];
+        assert_eq!(device.kind, DeviceKind::Character { major: 1, minor: 3 });
+        assert_eq!(
+            (device.path.as_str(), device.mode, device.uid, device.gid),
+            ("/srv/nothing", 0o640, 5, 6)
+        );
+        let device = &made(json!({"path": "/pipe", "type": "p"})).unwrap()[0];
+        assert_eq!(
+            (device.kind, device.mode, device.uid),
+            (DeviceKind::Fifo, 0o666, 0)
+        );
+        for own in ["/dev/ptmx", "/dev/console"] {
+            let minor = if own == "/dev/ptmx" { 2 } else { 1 };
+            assert!(
+                made(json!({"path": own, "type": "c", "major": 5, "minor": minor}))
+                    .unwrap()
+                    .is_empty()
+            );
+        }
+    }
+
+    #[test]
+    fn what_it_does_not_have_is_refused_by_name() {
+        for (device, expected) in [
+            (
+                json!({"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}),
+                "linux.devices[0]: /dev/sda (8:0) does not exist",
+            ),
+            (
+                json!({"path": "/dev/mem", "type": "c", "major": 1, "minor": 1}),
+                "/dev/mem (1:1) does not exist",
+            ),
+            (
+                json!({"path": "/dev/null", "type": "b", "major": 1, "minor": 3}),
+                "/dev/null (1:3) does not exist",
+            ),
+            (
+                json!({"path": "/my/ptmx", "type": "c", "major": 5, "minor": 2}),
+                "/my/ptmx (5:2) does not exist",
+            ),
+            (
+                json!({"path": "dev/null", "type": "c", "major": 1, "minor": 3}),
+                "linux.devices[0]: path: \"dev/null\"",
+            ),
+            (json!({"path": "/dev/..", "type": "p"}), "path: \"/dev/..\""),
+        ] {
+            let error = format!("{:#}", made(device).unwrap_err());
+            assert!(error.contains(expected), "{expected}: {error}");
+        }
+    }
+}
