@@ -317,6 +317,7 @@ fn workload(script: &str) -> Workload {
         masked_paths: Vec::new(),
         readonly_paths: Vec::new(),
         sysctl: BTreeMap::new(),
+        root_propagation: None,
     }
 }
 

@@ -323,6 +323,7 @@ fn workload(script: &str, layers: Vec<Layer>) -> Workload {
         masked_paths: vec!["/proc/keys".into(), "/sys/firmware".into()],
         readonly_paths: vec!["/proc/sys".into()],
         sysctl: [("net.ipv4.ping_group_range".to_owned(), "0 0".to_owned())].into(),
+        root_propagation: None,
     }
 }
 

@@ -41,6 +41,7 @@ pub(crate) fn sample() -> Workload {
         masked_paths: vec!["/proc/kcore".into()],
         readonly_paths: vec![],
         sysctl: BTreeMap::new(),
+        root_propagation: None,
     }
 }
 

@@ -20,7 +20,7 @@ pub mod protocol;
 pub use bytes::{Blob, Hex, Passphrase, VolumeKey};
 pub use capability::{Capabilities, Capability};
 pub use document::{
-    Crypt, Digest, Filesystem, Layer, Mount, MountFlag, Process, Rlimit, RootFs, Scratch, Seccomp,
-    SeccompFlag, User, Verity, Workload,
+    Crypt, Digest, Filesystem, Layer, Mount, MountFlag, Process, Rlimit, RootFs, RootPropagation, Scratch,
+    Seccomp, SeccompFlag, User, Verity, Workload,
 };
 pub use environment::{Environment, InjectedFile};

@@ -8,7 +8,9 @@ use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::{Linux, LinuxCapabilities, LinuxDevice, LinuxDeviceType, Process as OciProcess};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use workload::{Capabilities, Capability, Environment, Process, Rlimit, RootFs, User, Workload};
+use workload::{
+    Capabilities, Capability, Environment, Process, Rlimit, RootFs, RootPropagation, User, Workload,
+};
 
 /// Character devices that a guest has: path, major, minor.
 const GUEST_DEVICES: [(&str, i64, i64); 9] = [
@@ -35,7 +37,6 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
     let linux = spec.linux().clone().unwrap_or_default();
     check_paths("maskedPaths", linux.masked_paths().as_deref())?;
     check_paths("readonlyPaths", linux.readonly_paths().as_deref())?;
-    check_propagation(linux.rootfs_propagation().as_deref())?;
     let (mut guest_mounts, mut files) = (Vec::new(), Vec::new());
     for placed in mounts::place(&bundle.dir, spec.mounts().as_deref().unwrap_or_default())? {
         match placed {
@@ -62,6 +63,7 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
             .unwrap_or_default()
             .into_iter()
             .collect::<BTreeMap<_, _>>(),
+        root_propagation: root_propagation(linux.rootfs_propagation().as_deref())?,
     };
     let environment = Environment {
         id: id.to_owned(),
@@ -141,20 +143,18 @@ fn check_paths(field: &str, paths: Option<&[String]>) -> Result<()> {
     }
 }
 
-/// The values of `linux.rootfsPropagation`, also with the `r` that engines put in front.
-fn check_propagation(value: Option<&str>) -> Result<()> {
-    let Some(value) = value.filter(|value| !value.is_empty()) else {
-        return Ok(());
-    };
-    let known = ["shared", "slave", "private", "unbindable"];
-    ensure!(
-        known.contains(&value)
-            || value
-                .strip_prefix('r')
-                .is_some_and(|value| known.contains(&value)),
-        "config.json: linux.rootfsPropagation: {value:?} is unknown, expected shared, slave, private or unbindable"
-    );
-    Ok(())
+/// `linux.rootfsPropagation`, also with the `r` that engines put in front.
+fn root_propagation(value: Option<&str>) -> Result<Option<RootPropagation>> {
+    let value = value.unwrap_or_default();
+    match value.strip_prefix('r').unwrap_or(value) {
+        "" if value.is_empty() => Ok(None),
+        "private" | "slave" => Ok(None),
+        "shared" => Ok(Some(RootPropagation::Shared)),
+        "unbindable" => Ok(Some(RootPropagation::Unbindable)),
+        _ => bail!(
+            "config.json: linux.rootfsPropagation: {value:?} is unknown, expected shared, slave, private or unbindable"
+        ),
+    }
 }
 
 /// Capabilities that the guest kernel does not have are logged and left out.

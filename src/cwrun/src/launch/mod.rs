@@ -188,7 +188,7 @@ fn vmm(container: &Container, host: &HostSpec, machine: Machine, mut channel: Vm
         state["pid"] = rustix::process::getpid().as_raw_pid().into();
         hooks::run_all("createContainer", &host.hooks.create_container, &state)?;
         phase("confine", || {
-            confine::process(container.dir(), machine.workload.process.oom_score_adj)
+            confine::process(machine.workload.process.oom_score_adj)
         })
     })();
     match confined {
