@@ -451,7 +451,7 @@ fn devices_are_made_where_they_are_wanted() {
         ]);
     });
     let done = cwrun.run("devices", &bundle).finish().ok();
-    Facts::of(&done).expect(&[
+    Facts::of(&done.text()).expect(&[
         ("/srv/zeros", "character special file 620 1:5 7:8"),
         ("/dev/null", "character special file 644 1:3 0:0"),
         ("/run/pipe", "fifo 600 0:0 0:5"),

@@ -18,7 +18,11 @@ fn is_sane(done: &Finished, what: &str) {
     let crashed = CRASHES.contains(&done.code) || done.stderr.contains("panicked");
     assert!(!crashed, "{what}: {} {}", done.code, done.stderr);
     if done.code != 0 {
-        let said = done.stderr.starts_with("cwrun: ") || done.stderr.starts_with("error: ");
+        // An incomplete command is answered with how to complete it.
+        let said = ["cwrun: ", "error: "]
+            .iter()
+            .any(|start| done.stderr.starts_with(start))
+            || done.stderr.contains("Usage: cwrun");
         assert!(
             said && done.stderr.len() > 12,
             "{what}: {} {:?}",

@@ -322,6 +322,7 @@ fn workload(script: &str) -> Workload {
         sysctl: BTreeMap::new(),
         devices: Vec::new(),
         start_hooks: Vec::new(),
+        root_propagation: None,
     }
 }
 

@@ -329,6 +329,7 @@ fn workload(script: &str, layers: Vec<Layer>) -> Workload {
         sysctl: [("net.ipv4.ping_group_range".to_owned(), "0 0".to_owned())].into(),
         devices: Vec::new(),
         start_hooks: Vec::new(),
+        root_propagation: None,
     }
 }
 

@@ -43,6 +43,19 @@ pub struct Workload {
     /// `hooks.startContainer`, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub start_hooks: Vec<Hook>,
+    /// `linux.rootfsPropagation`, of which a guest has these two: nothing comes from outside to one that is private or a slave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_propagation: Option<RootPropagation>,
+}
+
+/// How the root is seen from copies that the workload makes of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RootPropagation {
+    /// What is mounted in it shows in them.
+    Shared,
+    /// There can be none.
+    Unbindable,
 }
 
 /// What the root file system consists of.

@@ -46,6 +46,7 @@ pub(crate) fn sample() -> Workload {
         sysctl: BTreeMap::new(),
         devices: vec![],
         start_hooks: vec![],
+        root_propagation: None,
     }
 }
 

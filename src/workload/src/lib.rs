@@ -22,8 +22,8 @@ pub use bytes::{Blob, Hex, Passphrase, VolumeKey};
 pub use capability::{Capabilities, Capability};
 pub use document::{
     Crypt, Device, DeviceKind, Digest, Filesystem, Hook, IoPriority, IoPriorityClass, Layer, Mount,
-    MountFlag, Personality, Process, Rlimit, RootFs, Scheduler, SchedulerPolicy, Scratch, Seccomp,
-    SeccompFlag, User, Verity, Workload,
+    MountFlag, Personality, Process, Rlimit, RootFs, RootPropagation, Scheduler, SchedulerPolicy, Scratch,
+    Seccomp, SeccompFlag, User, Verity, Workload,
 };
 pub use environment::{Environment, InjectedFile, Limits};
 pub use network::{Interface, Mac, Neighbour, Prefix, Route};

@@ -134,6 +134,7 @@ fn visit() -> Guest {
         [ -d /order/below ] && echo below=visible
         [ -e /hidden/below ] || echo hidden=yes
         echo relative=$(awk '$5 == "/relative/place" { print "there" }' /proc/self/mountinfo)
+        echo root=$(awk '$5 == "/" { print $7 }' /proc/self/mountinfo)
         echo source=$(awk '$2 == "/named" { print $1 }' /proc/mounts)
         echo readonly=$(touch /new 2>/dev/null || echo yes)
         echo oom=$(cat /proc/self/oom_score_adj)
@@ -164,6 +165,7 @@ fn visit() -> Guest {
             .into();
         config["process"]["capabilities"] = json!({"bounding": ["CAP_KILL", "CAP_FROM_THE_FUTURE"]});
         config["linux"]["devices"] = json!([{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}]);
+        config["linux"]["rootfsPropagation"] = "rshared".into();
         config["linux"]["cgroupsPath"] = "/e2e/guest".into();
         config["linux"]["resources"] = json!({"unified": {"pids.max": "777", "cgroup.max.depth": "7"}});
     });
@@ -396,6 +398,15 @@ fn listed_devices_are_available() {
     guest()
         .facts
         .expect(&[("device-fuse", "character special file a:e5")]);
+}
+
+// config-linux.md#rootfs-mount-propagation
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn rootfs_propagation() {
+    let root = guest().facts.get("root");
+    assert!(root.starts_with("shared:"), "{root}");
 }
 
 // config-linux.md#unified

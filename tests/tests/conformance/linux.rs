@@ -83,6 +83,32 @@ fn a_namespace_that_is_not_listed_is_inherited() {
     assert_eq!(life().namespaces["user"].0, life().namespaces["user"].1);
 }
 
+/// The root of the container is nobody on the host.
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn a_user_namespace_maps_ids() {
+    let cwrun = Cwrun::new();
+    let bundle = Bundle::script("exit 7").with(|config| {
+        let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.push(json!({"type": "user"}));
+        config["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+        config["linux"]["gidMappings"] = json!([{"containerID": 0, "hostID": 200_000, "size": 65_536}]);
+    });
+    let container = cwrun.create("mapped", &bundle);
+    let read = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", container.pid)).unwrap();
+    let words = |text: String| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(words(read("uid_map")), ["0", "100000", "65536"]);
+    assert_eq!(words(read("gid_map")), ["0", "200000", "65536"]);
+    let status = read("status");
+    assert!(
+        status.contains("\nUid:\t100000\t") && status.contains("\nGid:\t200000\t"),
+        "{status}"
+    );
+    cwrun.ok(["start", "mapped"]);
+    assert_eq!(cwrun.wait(&container), 7);
+    cwrun.ok(["delete", "mapped"]);
+}
+
 #[test]
 #[ignore = "needs KVM: run in the testbed"]
 fn an_absolute_cgroups_path_is_relative_to_the_mount_point() {

@@ -9,7 +9,10 @@ use super::sizing::{Limits, Sizing};
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::{Linux, LinuxCapabilities, Process as OciProcess};
 use std::collections::{BTreeMap, BTreeSet};
-use workload::{Capabilities, Capability, Environment, Hook, Process, Rlimit, RootFs, User, Workload};
+use std::path::Path;
+use workload::{
+    Capabilities, Capability, Environment, Hook, Process, Rlimit, RootFs, RootPropagation, User, Workload,
+};
 
 /// Splits off what the guest enforces. The Workload's root is left empty, for the caller to fill once the root file
 /// system has been converted: what is wrong with a bundle is found before that.
@@ -23,7 +26,6 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
     let linux = spec.linux().clone().unwrap_or_default();
     check_paths("maskedPaths", linux.masked_paths().as_deref())?;
     check_paths("readonlyPaths", linux.readonly_paths().as_deref())?;
-    check_propagation(linux.rootfs_propagation().as_deref())?;
     let (mut guest_mounts, mut files) = (Vec::new(), Vec::new());
     for placed in mounts::place(&bundle.dir, spec.mounts().as_deref().unwrap_or_default())? {
         match placed {
@@ -52,6 +54,7 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
             .collect::<BTreeMap<_, _>>(),
         devices: devices::devices(linux.devices().as_deref().unwrap_or_default())?,
         start_hooks: start_hooks(bundle)?,
+        root_propagation: root_propagation(linux.rootfs_propagation().as_deref())?,
     };
     let environment = Environment {
         id: id.to_owned(),
@@ -192,20 +195,18 @@ fn check_paths(field: &str, paths: Option<&[String]>) -> Result<()> {
     }
 }
 
-/// The values of `linux.rootfsPropagation`, also with the `r` that engines put in front.
-fn check_propagation(value: Option<&str>) -> Result<()> {
-    let Some(value) = value.filter(|value| !value.is_empty()) else {
-        return Ok(());
-    };
-    let known = ["shared", "slave", "private", "unbindable"];
-    ensure!(
-        known.contains(&value)
-            || value
-                .strip_prefix('r')
-                .is_some_and(|value| known.contains(&value)),
-        "config.json: linux.rootfsPropagation: {value:?} is unknown, expected shared, slave, private or unbindable"
-    );
-    Ok(())
+/// `linux.rootfsPropagation`, also with the `r` that engines put in front.
+fn root_propagation(value: Option<&str>) -> Result<Option<RootPropagation>> {
+    let value = value.unwrap_or_default();
+    match value.strip_prefix('r').unwrap_or(value) {
+        "" if value.is_empty() => Ok(None),
+        "private" | "slave" => Ok(None),
+        "shared" => Ok(Some(RootPropagation::Shared)),
+        "unbindable" => Ok(Some(RootPropagation::Unbindable)),
+        _ => bail!(
+            "config.json: linux.rootfsPropagation: {value:?} is unknown, expected shared, slave, private or unbindable"
+        ),
+    }
 }
 
 /// Capabilities that the guest kernel does not have are logged and left out.

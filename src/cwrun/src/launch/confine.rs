@@ -5,7 +5,6 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::fs;
 use std::os::fd::{BorrowedFd, RawFd};
-use std::path::Path;
 
 /// Closes descriptors that came from whoever started us: nothing of the engine's stays open in a VMM.
 pub fn close(inherited: &[RawFd]) {
@@ -25,28 +24,32 @@ pub fn session(terminal: Option<BorrowedFd<'_>>) -> Result<()> {
     Ok(())
 }
 
-/// An empty root, no capabilities, no new privileges. `mount_point` is a directory to mount the empty root on.
-pub fn process(mount_point: &Path, oom_score_adj: Option<i32>) -> Result<()> {
+/// Where the empty root is mounted before it becomes the root. The root of a user namespace may be a user who can't reach the state
+/// directory; this one everybody can.
+const MOUNT_POINT: &str = "/proc";
+
+/// An empty root, no capabilities, no new privileges.
+pub fn process(oom_score_adj: Option<i32>) -> Result<()> {
     if let Some(score) = oom_score_adj {
         fs::write("/proc/self/oom_score_adj", score.to_string())
             .with_context(|| format!("config.json: process.oomScoreAdj: {score}"))?;
     }
-    empty_root(mount_point).context("empty root")?;
+    empty_root().context("empty root")?;
     drop_capabilities().context("dropping capabilities")?;
     rustix::thread::set_no_new_privs(true).context("no_new_privs")
 }
 
-fn empty_root(mount_point: &Path) -> Result<()> {
+fn empty_root() -> Result<()> {
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount(
         "none",
-        mount_point,
+        MOUNT_POINT,
         "tmpfs",
         flags,
         Some(c"size=4k,nr_inodes=2,mode=0555"),
     )?;
-    rustix::process::chdir(mount_point)?;
+    rustix::process::chdir(MOUNT_POINT)?;
     // The old root comes to lie on top of the new one, and is taken off from there (pivot_root(2), NOTES).
     rustix::process::pivot_root(".", ".")?;
     rustix::mount::unmount(".", UnmountFlags::DETACH)?;

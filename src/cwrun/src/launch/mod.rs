@@ -202,7 +202,7 @@ fn vmm(
         machine.nics = network.nics;
         machine.environment.interfaces = network.interfaces;
         phase("confine", || {
-            confine::process(container.dir(), machine.workload.process.oom_score_adj)
+            confine::process(machine.workload.process.oom_score_adj)
         })
     })();
     match confined {

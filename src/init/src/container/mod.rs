@@ -38,7 +38,7 @@ use std::fs;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use terminal::Terminal;
 use user::Kept;
-use workload::{Environment, Hook, Process, Workload};
+use workload::{Environment, Hook, Process, RootPropagation, Workload};
 
 /// What the container's first process is made from.
 pub struct Container<'a> {
@@ -85,12 +85,22 @@ impl Container<'_> {
                 .context(|| "make the root read-only".into())?;
         }
         pivot(&root)?;
+        self.propagate_root()?;
         let start = become_process(process, stdio, terminal, link)?;
         Ok(start.map(|start| Start {
             hooks: &self.workload.start_hooks,
             state: &self.environment.state,
             ..start
         }))
+    }
+
+    fn propagate_root(&self) -> Result<()> {
+        let kind = match self.workload.root_propagation {
+            None => return Ok(()),
+            Some(RootPropagation::Shared) => MountPropagationFlags::SHARED,
+            Some(RootPropagation::Unbindable) => MountPropagationFlags::UNBINDABLE,
+        };
+        mount_change("/", kind).context(|| "linux.rootfsPropagation".into())
     }
 
     fn enter_namespaces(&self) -> Result<()> {
