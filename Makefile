@@ -17,7 +17,7 @@ help:
 	@echo 'make demo      boots a container of a Debian root file system and shows what it prints'
 	@echo 'make test      unit, property and end-to-end tests; the last line counts them'
 	@echo 'make lint      format, clippy, dependencies'
-	@echo 'make bench     times conversion beside mkfs.erofs and tar, and starts beside crun and QEMU'
+	@echo 'make bench     times conversion beside mkfs.erofs and tar, starts beside crun and QEMU, layers, and disks in a guest'
 	@echo 'make soak      the long tests: reproducible kernel, crash tests, the testbed itself'
 	@echo 'make install   into $$(DESTDIR)$$(PREFIX)/bin and $$(DESTDIR)/usr/lib/cwrun; KRUN=1 adds the krun name'
 	@echo 'make setup     installs and caches what all of these need (they call it themselves)'
@@ -48,6 +48,8 @@ bench: build
 	benches/convert
 	tests/testbed/rootfs
 	tests/testbed/run --deadline 1800 --share target/bench -- benches/run
+	tests/testbed/run --deadline 1800 --share target/bench -- benches/layers
+	benches/io
 
 soak: build
 	tests/run --soak

@@ -9,7 +9,6 @@ use super::sizing::{Limits, Sizing};
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::{Linux, LinuxCapabilities, Process as OciProcess};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use workload::{
     Capabilities, Capability, Environment, Hook, Process, Rlimit, RootFs, RootPropagation, User, Workload,
 };
