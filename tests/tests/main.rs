@@ -11,6 +11,7 @@ mod hooks;
 mod layers;
 mod lifecycle;
 mod mkcw;
+mod network;
 mod podman;
 mod scratch;
 mod seccomp;
