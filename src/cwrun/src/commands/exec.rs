@@ -293,7 +293,9 @@ impl Proxy {
 
     /// Carries on until the process has ended and its output has been written. Its exit status.
     fn serve(&mut self, signals: &OwnedFd) -> Result<u8> {
-        let mut exited = None;
+        // The end of a short process can have come in one piece with the word that it runs.
+        let told = self.client.buffered()?;
+        let mut exited = Self::end(told.map_or(Received::Pending, Received::Message))?;
         loop {
             if let (Some(status), 0) = (exited, self.outputs_left) {
                 return Ok(status);
@@ -325,7 +327,11 @@ impl Proxy {
 
     /// How the process ended, if that is what the VMM has to say.
     fn hear(&mut self) -> Result<Option<u8>> {
-        match self.client.receive_some()? {
+        Self::end(self.client.receive_some()?)
+    }
+
+    fn end(received: Received<Outcome>) -> Result<Option<u8>> {
+        match received {
             Received::Message(Outcome::Exited { status }) => Ok(Some(status.exit_code())),
             Received::Message(other) => bail!("the container answers with {other:?}"),
             Received::Pending => Ok(None),
@@ -339,5 +345,37 @@ impl Proxy {
             // The process may have ended meanwhile.
             let _ = self.client.send(&request);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{EventfdFlags, eventfd};
+    use std::io::Write as _;
+    use std::sync::mpsc;
+    use std::time::Duration;
+    use workload::protocol::Status as ExitStatus;
+
+    /// As it is with a process that is over before the VMM has read of its start.
+    #[test]
+    fn an_end_that_comes_with_the_start_is_heard() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let status = ExitStatus::Code { code: 3 };
+        let mut bytes = protocol::encode(&Outcome::Done).unwrap().to_vec();
+        bytes.extend_from_slice(&protocol::encode(&Outcome::Exited { status }).unwrap());
+        theirs.write_all(&bytes).unwrap();
+        let mut client = Client::new(ours);
+        assert_eq!(client.receive().unwrap(), Some(Outcome::Done));
+        let event = || eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let mut proxy = Proxy {
+            client,
+            outputs_left: 0,
+            drained: event(),
+            terminal: None,
+        };
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || tell.send(proxy.serve(&event()).unwrap()));
+        assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(3));
     }
 }
