@@ -414,7 +414,9 @@ fn rootfs_propagation() {
 #[test]
 #[ignore = "needs KVM: run in the testbed"]
 fn unified_enables_the_controllers_that_it_needs() {
-    assert_eq!(guest().cgroup["pids.max"], "777");
+    // With room for the VMM's own threads.
+    let limit: u64 = guest().cgroup["pids.max"].parse().expect("a number");
+    assert!((777..777 + 128).contains(&limit), "{limit}");
 }
 
 #[test]

@@ -260,11 +260,15 @@ fn hooks(bundle: &Bundle) -> Result<Hooks> {
     let prestart = hooks.prestart();
     let (create_runtime, create_container) = (hooks.create_runtime(), hooks.create_container());
     let (poststart, poststop) = (hooks.poststart(), hooks.poststop());
-    for (name, list) in
-        HOOKS
-            .into_iter()
-            .zip([prestart, create_runtime, create_container, poststart, poststop])
-    {
+    let lists = [
+        prestart,
+        create_runtime,
+        create_container,
+        hooks.start_container(), // the guest's to run
+        poststart,
+        poststop,
+    ];
+    for (name, list) in HOOKS.into_iter().zip(lists) {
         for (index, hook) in list.iter().flatten().enumerate() {
             check_hook(hook).with_context(|| format!("config.json: hooks.{name}[{index}]"))?;
         }
