@@ -219,24 +219,22 @@ impl Task {
 
     /// Notes the end of the process.
     fn collect(&mut self) -> Result<()> {
-        if self.has_ended() || !is_readable(&self.process.pidfd())? {
+        // Until its last words on the link have been heard, nobody has been told that it ran. The link ends with it at the latest.
+        let speaks = matches!(self.state, State::Preparing { .. } | State::Starting(_));
+        if speaks || self.has_ended() || !is_readable(&self.process.pidfd())? {
             return Ok(());
         }
         let Some(status) = self.process.status().context(|| "wait for a process".into())? else {
             return Ok(());
         };
-        match self.state {
-            // Its last words on the link are still to be heard.
-            State::Preparing { .. } => return Ok(()),
+        self.state = match self.state {
             // The host knows, and nobody waits for the output of a program that never was.
-            State::Failed => self.state = State::Told,
-            _ => {
-                self.state = State::Ended {
-                    status,
-                    taken_since: None,
-                }
-            }
-        }
+            State::Failed => State::Told,
+            _ => State::Ended {
+                status,
+                taken_since: None,
+            },
+        };
         self.input = None;
         self.terminal = None;
         Ok(())

@@ -26,9 +26,10 @@ use crate::phase::phase;
 /// - `8250.nr_uarts=1`: don't search for serial ports that don't exist.
 /// - `cryptomgr.notests`: no self-test of every cipher at each boot.
 /// - `random.trust_cpu=on`: RDRAND seeds the pool at once.
+/// - `dummy.numdummies=0`: no network interface that nobody asked for.
 /// - `tsc=reliable no_timer_check`: KVM's clocks need no cross-checks.
 pub const BASE_CMDLINE: &str = "console=ttyS0 quiet reboot=k panic=-1 acpi=off 8250.nr_uarts=1 cryptomgr.notests \
-                                random.trust_cpu=on tsc=reliable no_timer_check";
+                                random.trust_cpu=on dummy.numdummies=0 tsc=reliable no_timer_check";
 
 /// Why a guest could not be made ready to boot.
 #[derive(Debug, thiserror::Error)]
