@@ -274,7 +274,7 @@ fn guest_of(change: impl FnOnce(&mut Value)) -> (workload::Workload, workload::E
 fn hooks_of_the_start_are_the_guests() {
     let (workload, _) = guest_of(|c| {
         c["hooks"] = json!({"startContainer": [{"path": "/a", "args": ["a", "b"], "env": ["C=d"], "timeout": 5},
-            {"path": "/b", "timeout": -1}]});
+            {"path": "/b"}]});
     });
     let hook = |path: &str, args: &[&str], env: &[&str], timeout| workload::Hook {
         path: path.into(),
