@@ -94,7 +94,7 @@ fn connect(address: &str) -> TcpStream {
 fn the_interface_is_the_one_that_was_set_up() {
     let namespace = Namespace::new("looks");
     let cwrun = Cwrun::new();
-    let script = "ip -o link show eth0; ip -o address show eth0; ip route; ip -6 route; ip neighbour
+    let script = "ip -o link show eth0; ip -o address show eth0; ip route; ip -6 route; cat /proc/net/arp
         ping -c 1 -w 20 10.99.0.1 >/dev/null && echo ping4; ping6 -c 1 -w 20 fd99::1 >/dev/null && echo ping6
         ls /sys/class/net | tr '\\n' ' '";
     let text = cwrun.run("looks", &namespace.bundle(script)).finish().ok().text();
@@ -108,8 +108,8 @@ fn the_interface_is_the_one_that_was_set_up() {
         "169.254.7.7 dev eth0 scope link",
         "192.0.2.0/24 via 10.99.0.1 dev eth0  metric 7",
         "default via fd99::1 dev eth0",
-        "10.99.0.77 dev eth0 lladdr 02:00:00:00:99:77",
-        "PERMANENT",
+        // Complete and permanent.
+        "10.99.0.77       0x1         0x6         02:00:00:00:99:77",
         "ping4",
         "ping6",
         "eth0 lo ",
