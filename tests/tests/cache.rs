@@ -1,7 +1,7 @@
 //! Conversions that can't succeed: a cache without room or not to be written, a root file system that can't be read or does not
 //! stay what it is. Each is one clear sentence, leaves nothing half made, and the cache verifies afterwards.
 
-use crate::errors::assert_refusal;
+use crate::errors::refused_bundle;
 use crate::layers::{Stack, command, copy, entries};
 use e2e::{Bundle, Cwrun, bed, host, pattern};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
@@ -46,16 +46,7 @@ fn set_read_only(path: &Path, read_only: bool) {
 /// Runs `create`, which fails with a sentence that holds all of `parts`.
 #[track_caller]
 fn refused(cwrun: &Cwrun, what: &str, bundle: &Bundle, parts: &[&str]) {
-    let log = cwrun.path("log");
-    let _ = fs::remove_file(&log);
-    let options = ["--log", &log.to_string_lossy(), "--log-format", "json", "create"].map(str::to_owned);
-    let done = cwrun
-        .command(options)
-        .arg("--bundle")
-        .arg(bundle.path())
-        .arg("refused")
-        .finish();
-    assert_refusal(what, &done, &log, 1, parts);
+    let done = refused_bundle(cwrun, what, bundle, parts);
     assert_eq!(done.stderr.lines().count(), 1, "{what}: {}", done.stderr);
     assert_eq!(cwrun.ok(["list", "--quiet"]), "", "{what}");
     assert_nothing_half_made(cwrun, what);
@@ -98,25 +89,11 @@ fn a_cache_that_others_may_read() {
     let disks = cwrun.cache().join("disks");
     fs::create_dir_all(&disks).unwrap();
     fs::set_permissions(&disks, fs::Permissions::from_mode(0o755)).unwrap();
-    let log = cwrun.path("log");
     let bundle = Bundle::busybox(["true"]);
-    let done = cwrun
-        .command([
-            "--log",
-            &log.to_string_lossy(),
-            "--log-format",
-            "json",
-            "create",
-            "--bundle",
-        ])
-        .arg(bundle.path())
-        .arg("refused")
-        .finish();
-    assert_refusal(
+    refused_bundle(
+        &cwrun,
         "open cache",
-        &done,
-        &log,
-        1,
+        &bundle,
         &[&disks.to_string_lossy(), "mode 0700"],
     );
     fs::set_permissions(&disks, fs::Permissions::from_mode(0o700)).unwrap();
@@ -139,20 +116,7 @@ fn a_cache_that_is_read_only() {
 
     // Nothing is in it yet.
     set_read_only(cwrun.cache(), true);
-    let log = cwrun.path("log");
-    let done = cwrun
-        .command([
-            "--log",
-            &log.to_string_lossy(),
-            "--log-format",
-            "json",
-            "create",
-            "--bundle",
-        ])
-        .arg(bundle.path())
-        .arg("refused")
-        .finish();
-    assert_refusal("an empty cache", &done, &log, 1, &sentence);
+    refused_bundle(&cwrun, "an empty cache", &bundle, &sentence);
 
     // The disk is in it, and a container runs.
     set_read_only(cwrun.cache(), false);

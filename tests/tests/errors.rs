@@ -40,23 +40,43 @@ pub fn assert_refusal(what: &str, done: &Finished, log: &Path, code: i32, parts:
 /// Runs `create` and expects it to fail with this code and a sentence with these parts.
 #[track_caller]
 fn refuse(cwrun: &Cwrun, what: &str, create: impl FnOnce(Run) -> Run, code: i32, parts: &[&str]) {
+    refused(cwrun, what, create, code, parts);
+    cwrun.expect_clean();
+}
+
+/// The same, whatever else the host has to show.
+#[track_caller]
+fn refused(
+    cwrun: &Cwrun,
+    what: &str,
+    create: impl FnOnce(Run) -> Run,
+    code: i32,
+    parts: &[&str],
+) -> Finished {
     let log = cwrun.path("log");
     let _ = fs::remove_file(&log);
     let options = ["--log", &log.to_string_lossy(), "--log-format", "json", "create"].map(str::to_owned);
     let done = create(cwrun.command(options)).finish();
     assert_refusal(what, &done, &log, code, parts);
-    cwrun.expect_clean();
+    done
 }
 
 #[track_caller]
 fn refuse_bundle(cwrun: &Cwrun, what: &str, bundle: &Bundle, parts: &[&str]) {
-    refuse(
+    refused_bundle(cwrun, what, bundle, parts);
+    cwrun.expect_clean();
+}
+
+/// Runs `create` on this bundle, which fails with a sentence that holds all of `parts`.
+#[track_caller]
+pub fn refused_bundle(cwrun: &Cwrun, what: &str, bundle: &Bundle, parts: &[&str]) -> Finished {
+    refused(
         cwrun,
         what,
         |run| run.arg("--bundle").arg(bundle.path()).arg("refused"),
         1,
         parts,
-    );
+    )
 }
 
 /// A bundle with one change.

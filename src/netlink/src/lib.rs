@@ -39,7 +39,7 @@ use netlink_sys::{Socket, SocketAddr};
 use workload::{Mac, Neighbour, Prefix, Route};
 
 /// `ETH_P_ALL` (linux/if_ether.h) in network byte order, where a filter's protocol stands (`tcm_info`).
-const ALL_PROTOCOLS: u32 = 0x0003_u16.to_be() as u32;
+const ALL_PROTOCOLS: u32 = (libc::ETH_P_ALL as u16).to_be() as u32;
 /// Priority of the one filter that there is on an interface.
 const FILTER_PRIORITY: u32 = 1;
 
@@ -329,7 +329,8 @@ impl Netlink {
         qdisc.attributes = vec![TcAttribute::Kind("ingress".to_owned())];
         // One that a VM before us has left, with a filter that leads nowhere any more.
         match self.tell(RouteNetlinkMessage::DelQueueDiscipline(qdisc.clone()), 0) {
-            Err(Error::Refused(error)) if [Some(ENOENT), Some(EINVAL)].contains(&error.raw_os_error()) => {}
+            Err(Error::Refused(error))
+                if [Some(libc::ENOENT), Some(libc::EINVAL)].contains(&error.raw_os_error()) => {}
             other => other?,
         }
         self.tell(
@@ -398,7 +399,7 @@ impl Netlink {
                     NetlinkPayload::Error(error) if error.code.is_none() => return Ok(answers),
                     NetlinkPayload::Error(error) => return Err(Error::Refused(error.to_io())),
                     NetlinkPayload::Overrun(_) => {
-                        return Err(Error::Socket(io::Error::from_raw_os_error(ENOBUFS)));
+                        return Err(Error::Socket(io::Error::from_raw_os_error(libc::ENOBUFS)));
                     }
                     _ => {}
                 }
@@ -406,11 +407,6 @@ impl Netlink {
         }
     }
 }
-
-/// Error numbers of Linux on x86-64 (errno.h).
-const ENOENT: i32 = 2;
-const EINVAL: i32 = 22;
-const ENOBUFS: i32 = 105;
 
 fn family(address: IpAddr) -> AddressFamily {
     match address {

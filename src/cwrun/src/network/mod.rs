@@ -14,12 +14,12 @@ mod tap;
 
 use crate::bundle::host::{HostSpec, Kind};
 use anyhow::{Context, Result, bail, ensure};
-use netlink::{Link, LinkChange, Netlink};
+use netlink::{Link, LinkChange, Netlink, RouteOf};
 use std::fs;
 use std::os::linux::fs::MetadataExt;
 use std::path::Path;
 use vmm::Nic;
-use workload::{Interface, Mac, Route};
+use workload::{Interface, Mac};
 
 /// Names of taps begin with this.
 const TAP_PREFIX: &str = "cwrun";
@@ -77,6 +77,13 @@ pub fn take_over(host: &HostSpec, outside: Namespace) -> Result<Network> {
         usable.len(),
         Interface::MAX
     );
+    if usable.is_empty() {
+        return Ok(Network::default());
+    }
+    let (routes, skipped) = netlink.routes()?;
+    if skipped > 0 {
+        tracing::warn!("{skipped} routes with several next hops are not handed on to the guest");
+    }
     let mut network = Network::default();
     for link in usable {
         let Some(mac) = link.mac else {
@@ -89,7 +96,7 @@ pub fn take_over(host: &HostSpec, outside: Namespace) -> Result<Network> {
         let context = || format!("network interface {}", link.name);
         network
             .interfaces
-            .push(describe(&mut netlink, link, mac).with_context(context)?);
+            .push(describe(&mut netlink, &routes, link, mac).with_context(context)?);
         network
             .nics
             .push(connect(&mut netlink, link, mac).with_context(context)?);
@@ -98,22 +105,14 @@ pub fn take_over(host: &HostSpec, outside: Namespace) -> Result<Network> {
 }
 
 /// What the guest is to set up.
-fn describe(netlink: &mut Netlink, link: &Link, mac: Mac) -> Result<Interface> {
-    let (routes, skipped) = netlink.routes()?;
-    if skipped > 0 {
-        tracing::warn!("{skipped} routes with several next hops are not handed on to the guest");
-    }
-    let routes: Vec<Route> = routes
-        .into_iter()
-        .filter(|found| found.link == link.index)
-        .map(|found| found.route)
-        .collect();
+fn describe(netlink: &mut Netlink, routes: &[RouteOf], link: &Link, mac: Mac) -> Result<Interface> {
+    let of_link = routes.iter().filter(|found| found.link == link.index);
     let interface = Interface {
         name: link.name.clone(),
         mac,
         mtu: link.mtu,
         addresses: netlink.addresses(link.index)?,
-        routes,
+        routes: of_link.map(|found| found.route.clone()).collect(),
         neighbours: netlink.neighbours(link.index)?,
     };
     interface.check().map_err(anyhow::Error::msg)?;

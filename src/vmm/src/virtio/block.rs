@@ -20,7 +20,7 @@ use super::backing::Backing;
 use super::queue::{self, Chain, Queue};
 use super::{COMMON_FEATURES, Command, Description, Inbox, Interrupt};
 use crate::config::{Access, Disk};
-use crate::memory::{GuestMemory, Ram};
+use crate::memory::Ram;
 
 /// The unit of the protocol, in bytes, whatever the block size is.
 const SECTOR: u64 = 512;
@@ -395,26 +395,15 @@ impl Worker {
                 queue.push(&self.memory, chain.head, written)?;
                 if bytes >= INTERRUPT_AFTER {
                     bytes = 0;
-                    interrupt_if_needed(queue, &self.memory, &self.interrupt)?;
+                    self.interrupt.if_needed(queue, &self.memory)?;
                 }
             }
-            interrupt_if_needed(queue, &self.memory, &self.interrupt)?;
+            self.interrupt.if_needed(queue, &self.memory)?;
             if !queue.enable_notification(&self.memory)? {
                 return Ok(());
             }
         }
     }
-}
-
-fn interrupt_if_needed(
-    queue: &mut Queue,
-    memory: &GuestMemory,
-    interrupt: &Interrupt,
-) -> Result<(), queue::Error> {
-    if queue.needs_interrupt(memory)? {
-        interrupt.used_buffer();
-    }
-    Ok(())
 }
 
 #[cfg(test)]

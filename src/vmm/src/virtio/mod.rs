@@ -29,6 +29,7 @@ use std::sync::mpsc;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::memory::GuestMemory;
 use queue::Queue;
 
 /// Feature bits of all devices (VIRTIO 1.2 §6).
@@ -83,6 +84,14 @@ impl Interrupt {
     /// Tells the driver that buffers have been used.
     pub fn used_buffer(&self) {
         self.raise(INTERRUPT_USED_BUFFER);
+    }
+
+    /// The same, if the driver wants to hear of those that were given back to it through `queue`.
+    pub fn if_needed(&self, queue: &mut Queue, memory: &GuestMemory) -> Result<(), queue::Error> {
+        if queue.needs_interrupt(memory)? {
+            self.used_buffer();
+        }
+        Ok(())
     }
 
     /// The driver broke the protocol in a way from which this device can't go on: only a reset helps

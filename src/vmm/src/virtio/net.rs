@@ -283,13 +283,9 @@ impl Worker {
             return Ok(Progress::Idle);
         };
         let sent = active.transmit(&self.nic, &self.memory)?;
-        if active.transmit.needs_interrupt(&self.memory)? {
-            self.interrupt.used_buffer();
-        }
+        self.interrupt.if_needed(&mut active.transmit, &self.memory)?;
         let received = active.receive(&self.nic, &self.memory)?;
-        if active.receive.needs_interrupt(&self.memory)? {
-            self.interrupt.used_buffer();
-        }
+        self.interrupt.if_needed(&mut active.receive, &self.memory)?;
         Ok(if [sent, received].contains(&Progress::More) {
             Progress::More
         } else {
