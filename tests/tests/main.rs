@@ -13,6 +13,7 @@ mod lifecycle;
 mod mkcw;
 mod network;
 mod podman;
+mod podman_options;
 mod scratch;
 mod seccomp;
 mod secrecy;

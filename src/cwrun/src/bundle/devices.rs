@@ -1,7 +1,8 @@
-//! `linux.devices`: the guest makes those that its kernel has, wherever they are to be. Everything else is an error that names it.
+//! `linux.devices`: the guest makes those that its kernel has, wherever they are to be. Everything else is an error that names it; but a
+//! privileged container, for which engines list all that the host has, gets all that the guest has.
 
 use anyhow::{Context, Result, bail, ensure};
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 use std::path::Path;
 use workload::{Device, DeviceKind};
 
@@ -25,13 +26,29 @@ const MADE_ELSEWHERE: [(&str, i64, i64); 2] = [("/dev/console", 5, 1), ("/dev/pt
 const DEFAULT_MODE: u32 = 0o666;
 
 /// Those that the guest is to make.
-pub fn devices(listed: &[LinuxDevice]) -> Result<Vec<Device>> {
+pub fn devices(linux: &Linux) -> Result<Vec<Device>> {
+    let resources = linux.resources().as_ref();
+    let rules = resources.and_then(|resources| resources.devices().as_deref());
+    let privileged = rules.unwrap_or_default().iter().any(allows_all);
     let mut made = Vec::new();
-    for (index, device) in listed.iter().enumerate() {
-        let device = one(device).with_context(|| format!("config.json: linux.devices[{index}]"))?;
-        made.extend(device);
+    for (index, device) in linux.devices().iter().flatten().enumerate() {
+        match one(device) {
+            Ok(device) => made.extend(device),
+            Err(error) if privileged => tracing::debug!("linux.devices[{index}] is left out: {error:#}"),
+            Err(error) => return Err(error.context(format!("config.json: linux.devices[{index}]"))),
+        }
     }
     Ok(made)
+}
+
+/// Whether a rule allows everything with every device, which engines write for privileged containers alone.
+fn allows_all(rule: &LinuxDeviceCgroup) -> bool {
+    let any = |number: Option<i64>| number.is_none_or(|number| number == -1);
+    rule.allow()
+        && rule.typ().is_none_or(|kind| kind == LinuxDeviceType::A)
+        && any(rule.major())
+        && any(rule.minor())
+        && rule.access().as_deref() == Some("rwm")
 }
 
 fn one(device: &LinuxDevice) -> Result<Option<Device>> {
@@ -70,7 +87,31 @@ mod tests {
     use serde_json::{Value, json};
 
     fn made(device: Value) -> Result<Vec<Device>> {
-        devices(&[serde_json::from_value(device).unwrap()])
+        devices(&serde_json::from_value(json!({"devices": [device]})).unwrap())
+    }
+
+    #[test]
+    fn a_privileged_container_gets_what_the_guest_has() {
+        let made = |rule: Value| {
+            let listed = json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0},
+                {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}]);
+            devices(&serde_json::from_value(json!({"devices": listed, "resources": {"devices": [rule]}})).unwrap())
+        };
+        for all in [
+            json!({"allow": true, "access": "rwm"}),
+            json!({"allow": true, "type": "a", "major": -1, "minor": -1, "access": "rwm"}),
+        ] {
+            let made = made(all).unwrap();
+            assert_eq!((made.len(), made[0].path.as_str()), (1, "/dev/fuse"));
+        }
+        for not_all in [
+            json!({"allow": false, "access": "rwm"}),
+            json!({"allow": true, "type": "b", "access": "rwm"}),
+            json!({"allow": true, "major": 8, "access": "rwm"}),
+            json!({"allow": true, "access": "rm"}),
+        ] {
+            made(not_all).unwrap_err();
+        }
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
             .unwrap_or_default()
             .into_iter()
             .collect::<BTreeMap<_, _>>(),
-        devices: devices::devices(linux.devices().as_deref().unwrap_or_default())?,
+        devices: devices::devices(&linux)?,
         start_hooks: start_hooks(bundle)?,
         root_propagation: root_propagation(linux.rootfs_propagation().as_deref())?,
     };

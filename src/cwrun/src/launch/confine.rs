@@ -28,18 +28,20 @@ pub fn session(terminal: Option<BorrowedFd<'_>>) -> Result<()> {
 /// directory; this one everybody can.
 const MOUNT_POINT: &str = "/proc";
 
-/// An empty root, no capabilities, no new privileges.
-pub fn process(oom_score_adj: Option<i32>) -> Result<()> {
+/// An empty root, no capabilities, no new privileges. `own_pids`: the process is the first of a PID namespace.
+pub fn process(oom_score_adj: Option<i32>, own_pids: bool) -> Result<()> {
     if let Some(score) = oom_score_adj {
         fs::write("/proc/self/oom_score_adj", score.to_string())
             .with_context(|| format!("config.json: process.oomScoreAdj: {score}"))?;
     }
-    empty_root().context("empty root")?;
+    empty_root(own_pids).context("empty root")?;
     drop_capabilities().context("dropping capabilities")?;
     rustix::thread::set_no_new_privs(true).context("no_new_privs")
 }
 
-fn empty_root() -> Result<()> {
+/// In it there is only a `/proc` of the VMM's own PID namespace, and of that only the processes: engines that look for a container's
+/// processes there (`podman top`) find the VMM instead of nothing. The VMM itself may open no file.
+fn empty_root(own_pids: bool) -> Result<()> {
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount(
@@ -47,12 +49,17 @@ fn empty_root() -> Result<()> {
         MOUNT_POINT,
         "tmpfs",
         flags,
-        Some(c"size=4k,nr_inodes=2,mode=0555"),
+        Some(c"size=4k,nr_inodes=3,mode=0555"),
     )?;
     rustix::process::chdir(MOUNT_POINT)?;
     // The old root comes to lie on top of the new one, and is taken off from there (pivot_root(2), NOTES).
     rustix::process::pivot_root(".", ".")?;
     rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+    if own_pids {
+        rustix::fs::mkdir("/proc", rustix::fs::Mode::from_raw_mode(0o555))?;
+        // Before Linux 5.8, or in a user namespace that may not have one, there is none.
+        let _ = rustix::mount::mount("none", "/proc", "proc", flags | MountFlags::RDONLY, Some(c"subset=pid"));
+    }
     rustix::mount::mount_remount("/", flags | MountFlags::RDONLY, c"")?;
     rustix::process::chdir("/")?;
     Ok(())

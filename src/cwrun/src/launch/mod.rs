@@ -202,7 +202,8 @@ fn vmm(
         machine.nics = network.nics;
         machine.environment.interfaces = network.interfaces;
         phase("confine", || {
-            confine::process(machine.workload.process.oom_score_adj)
+            let own_pids = rustix::process::getpid() == Pid::INIT;
+            confine::process(machine.workload.process.oom_score_adj, own_pids)
         })
     })();
     match confined {

@@ -7,16 +7,14 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, m
 use rustix::io::Errno;
 use workload::{Device, DeviceKind};
 
-/// Character devices: name, major, minor. FUSE is not in the specification; engines pass it on request and a guest has
-/// it to itself.
-const NODES: [(&str, u32, u32); 7] = [
+/// Character devices: name, major, minor.
+const NODES: [(&str, u32, u32); 6] = [
     ("null", 1, 3),
     ("zero", 1, 5),
     ("full", 1, 7),
     ("random", 1, 8),
     ("urandom", 1, 9),
     ("tty", 5, 0),
-    ("fuse", 10, 229),
 ];
 
 const LINKS: [(&str, &str); 5] = [
