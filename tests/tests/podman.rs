@@ -37,7 +37,7 @@ impl Podman {
                 .finish()
                 .ok();
             // What podman itself sets up once and keeps is there before the first look at the host.
-            with("crun", &["run", "--rm", "--network", "none", IMAGE, "true"])
+            with("crun", &["run", "--rm", IMAGE, "true"])
                 .deadline(120)
                 .finish()
                 .ok();

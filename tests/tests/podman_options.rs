@@ -1,9 +1,10 @@
 //! What podman's options and commands do with cwrun and with crun: output and exit status must be the same. Where they can't be,
 //! `what_looks_in_from_the_host_does_not_see_the_guest` says what happens instead. `docs/podman.md` is this in a table.
 
-use crate::podman::{IMAGE, Podman, as_installed};
+use crate::podman::{IMAGE, Podman};
+use crate::podman_shell::same;
+use e2e::bed;
 use e2e::process::eventually;
-use e2e::{Run, bed};
 use serde_json::Value;
 use std::fs;
 
@@ -44,80 +45,6 @@ const RUNS: &[(&str, &str)] = &[
         r#"sh -c 'echo $$; ls /proc | grep -c "^[0-9]"; cat /proc/self/cgroup'"#,
     ),
 ];
-
-/// podman with one runtime, in a shell: `$TEST` is a directory with files for it, `$IMAGE` the image.
-struct Shell {
-    crun: bool,
-    said: Vec<String>,
-}
-
-impl Shell {
-    /// Runs `podman` with words as a shell reads them.
-    fn run(&self, words: &str) -> Run {
-        let runtime = if self.crun { "crun".into() } else { bed().cwrun() };
-        // One line, so that options may be written in several.
-        let words = format!("exec podman --runtime {} {words}", runtime.display());
-        as_installed(Run::new("sh").args(["-c", &words.replace("\n            ", " ")]))
-            .env("IMAGE", IMAGE)
-            .env("TEST", "/tmp/podman-options")
-    }
-
-    /// Runs it and notes what it said.
-    fn say(&mut self, words: &str) {
-        self.answer(words, "");
-    }
-
-    fn answer(&mut self, words: &str, input: &str) {
-        let done = self.run(words).stdin(input).finish();
-        let is_id = |word: &str| word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let text = done.text();
-        let lines: Vec<_> = text
-            .lines()
-            .map(|line| if is_id(line) { "ID" } else { line })
-            .collect();
-        // Runtimes word their errors each in their own way.
-        self.said.push(format!(
-            "podman {words}: {lines:?}, status {}, error: {}",
-            done.code,
-            !done.stderr.is_empty()
-        ));
-        if done.code != 0 {
-            eprintln!("crun {}: {words}: {done:?}", self.crun);
-        }
-    }
-
-    /// Waits until the container's log has `text` `count` times.
-    fn wait_for_log(&self, container: &str, text: &str, count: usize) {
-        eventually(text, 60, || {
-            let log = self.run(&format!("logs {container}")).finish().ok().text();
-            (log.matches(text).count() >= count).then_some(())
-        });
-    }
-}
-
-/// Does the same with either runtime and compares what was said.
-fn same(scene: impl Fn(&mut Shell)) {
-    let _podman = Podman::new();
-    let test = std::path::Path::new("/tmp/podman-options");
-    fs::create_dir_all(test).expect("the bed is writable");
-    fs::write(test.join("file"), "from the host\n").expect("the bed is writable");
-    fs::write(test.join("environment"), "FROM_FILE=of a file\n").expect("the bed is writable");
-    let [ours, theirs] = [false, true].map(|crun| {
-        let mut shell = Shell {
-            crun,
-            said: Vec::new(),
-        };
-        scene(&mut shell);
-        shell.said
-    });
-    let differences: Vec<String> = ours
-        .iter()
-        .zip(&theirs)
-        .filter(|(ours, theirs)| ours != theirs)
-        .map(|(ours, theirs)| format!("cwrun: {ours}\ncrun:  {theirs}"))
-        .collect();
-    assert!(differences.is_empty(), "{}", differences.join("\n"));
-}
 
 #[test]
 #[ignore = "needs KVM: run in the testbed"]

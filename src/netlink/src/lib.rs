@@ -12,7 +12,7 @@ use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_core::{
-    DecodeError, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    DecodeError, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
     NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{
@@ -294,7 +294,11 @@ impl Netlink {
                 .mtu
                 .map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])),
         );
-        self.tell(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL)
+        // Behind what is there: to one destination there may be several routes of one metric, and the first is taken.
+        self.tell(
+            RouteNetlinkMessage::NewRoute(message),
+            NLM_F_CREATE | NLM_F_APPEND,
+        )
     }
 
     /// Adds a neighbour of interface `link` that needs no resolution.

@@ -95,7 +95,10 @@ mod tests {
         let made = |rule: Value| {
             let listed = json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0},
                 {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}]);
-            devices(&serde_json::from_value(json!({"devices": listed, "resources": {"devices": [rule]}})).unwrap())
+            devices(
+                &serde_json::from_value(json!({"devices": listed, "resources": {"devices": [rule]}}))
+                    .unwrap(),
+            )
         };
         for all in [
             json!({"allow": true, "access": "rwm"}),

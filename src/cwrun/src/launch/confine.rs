@@ -58,7 +58,13 @@ fn empty_root(own_pids: bool) -> Result<()> {
     if own_pids {
         rustix::fs::mkdir("/proc", rustix::fs::Mode::from_raw_mode(0o555))?;
         // Before Linux 5.8, or in a user namespace that may not have one, there is none.
-        let _ = rustix::mount::mount("none", "/proc", "proc", flags | MountFlags::RDONLY, Some(c"subset=pid"));
+        let _ = rustix::mount::mount(
+            "none",
+            "/proc",
+            "proc",
+            flags | MountFlags::RDONLY,
+            Some(c"subset=pid"),
+        );
     }
     rustix::mount::mount_remount("/", flags | MountFlags::RDONLY, c"")?;
     rustix::process::chdir("/")?;

@@ -64,7 +64,7 @@ pub fn take_over(host: &HostSpec, outside: Namespace) -> Result<Network> {
     }
     let mut netlink = Netlink::open()?;
     let links = netlink.links()?;
-    let usable: Vec<_> = links.iter().filter(|link| link.up && !link.loopback).collect();
+    let mut usable: Vec<_> = links.iter().filter(|link| link.up && !link.loopback).collect();
     if let Some(tap) = usable.iter().find(|link| link.name.starts_with(TAP_PREFIX)) {
         bail!(
             "the network namespace already belongs to another virtual machine (its interface is {}), and two can't share its addresses",
@@ -84,6 +84,11 @@ pub fn take_over(host: &HostSpec, outside: Namespace) -> Result<Network> {
     if skipped > 0 {
         tracing::warn!("{skipped} routes with several next hops are not handed on to the guest");
     }
+    // The guest adds routes interface by interface; of two default routes with one metric the first one counts, there as here.
+    usable.sort_by_key(|link| {
+        let gateway = |found: &RouteOf| found.link == link.index && found.route.via.is_some();
+        routes.iter().position(gateway).unwrap_or(usize::MAX)
+    });
     let mut network = Network::default();
     for link in usable {
         let Some(mac) = link.mac else {
