@@ -2,6 +2,7 @@
 
 mod cache;
 mod conformance;
+mod containerd;
 mod crash;
 mod errors;
 mod events;
