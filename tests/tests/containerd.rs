@@ -229,7 +229,7 @@ fn run_agrees_with_crun() {
 
 #[test]
 #[ignore = "needs KVM: run in the testbed"]
-fn exec_in_a_detached_container() {
+fn a_detached_container_through_its_whole_life() {
     let containerd = Containerd::start();
     let script = "trap 'exit 3' TERM; trap 'echo seen >/tmp/usr1' USR1; mkdir -p /tmp; while :; do sleep 1 & wait $!; done";
     containerd.run(&["--detach"], "life", &["sh", "-c", script]).ok();
@@ -259,7 +259,66 @@ fn exec_in_a_detached_container() {
         "{}",
         terminal.text()
     );
-    containerd.ok(&["task", "rm", "--force", "life"]);
+    containerd.ok(&[
+        "task",
+        "exec",
+        "--detach",
+        "--exec-id",
+        "sleeper",
+        "life",
+        "sleep",
+        "1000",
+    ]);
+    // The shell, its sleep (or the moment between two) and the other.
+    let processes = containerd.ok(&["task", "ps", "life"]);
+    assert!(matches!(processes.lines().skip(1).count(), 2 | 3), "{processes}");
+    containerd.ok(&[
+        "task",
+        "kill",
+        "--exec-id",
+        "sleeper",
+        "--signal",
+        "SIGKILL",
+        "life",
+    ]);
+    let mut look = 0;
+    eventually("its end", 30, || {
+        look += 1;
+        let seen = exec(&format!("look-{look}"), &["ps", "-o", "args"]).ok().text();
+        (!seen.contains("sleep 1000")).then_some(())
+    });
+
+    containerd.ok(&["task", "pause", "life"]);
+    assert_eq!(containerd.status("life").as_deref(), Some("PAUSED"));
+    containerd.ok(&["task", "resume", "life"]);
+    assert_eq!(containerd.status("life").as_deref(), Some("RUNNING"));
+    // Of the VMM's cgroup, which the shim reads by itself.
+    let metrics: Value =
+        serde_json::from_str(&containerd.ok(&["task", "metrics", "--format", "json", "life"])).expect("JSON");
+    assert!(metrics.is_object(), "{metrics}");
+
+    let running = containerd.ctr(&["task", "rm", "life"]).finish();
+    assert_ne!(running.code, 0, "a running task can't be removed");
+    containerd.ok(&["task", "kill", "--signal", "SIGUSR1", "life"]);
+    eventually("the signal in the container", 20, || {
+        (exec("look", &["cat", "/tmp/usr1"]).text() == "seen\n").then_some(())
+    });
+    containerd.ok(&["task", "kill", "--signal", "SIGTERM", "life"]);
+    eventually("its end", 20, || {
+        (containerd.status("life").as_deref() == Some("STOPPED")).then_some(())
+    });
+    let removed = containerd.ctr(&["task", "rm", "life"]).finish().ok();
+    assert!(removed.stderr.contains("code 3"), "{}", removed.stderr);
+
+    // Once more from the same container, with what it had written.
+    containerd.ok(&["task", "start", "--detach", "life"]);
+    assert_eq!(containerd.status("life").as_deref(), Some("RUNNING"));
+    containerd.ok(&["task", "kill", "--all", "--signal", "SIGKILL", "life"]);
+    eventually("its end", 20, || {
+        (containerd.status("life").as_deref() == Some("STOPPED")).then_some(())
+    });
+    let removed = containerd.ctr(&["task", "rm", "life"]).finish().ok();
+    assert!(removed.stderr.contains("code 137"), "{}", removed.stderr);
     containerd.ok(&["containers", "rm", "life"]);
     assert_eq!(containerd.ok(&["containers", "ls", "-q"]), "");
 }
