@@ -2,6 +2,7 @@
 
 mod cache;
 mod conformance;
+mod containerd;
 mod crash;
 mod errors;
 mod events;
@@ -16,6 +17,7 @@ mod podman;
 mod podman_network;
 mod podman_options;
 mod podman_shell;
+mod rootless;
 mod scratch;
 mod seccomp;
 mod secrecy;

@@ -2,6 +2,7 @@
 
 pub mod usage;
 
+use crate::user;
 use anyhow::{Context, Result, ensure};
 use libcgroups::common::{
     AnyCgroupManager, CgroupConfig, CgroupManager, CgroupSetup, ControllerOpt, create_cgroup_manager,
@@ -34,7 +35,8 @@ pub struct Location {
 }
 
 impl Location {
-    /// The cgroup for container `id`, at `path` (`linux.cgroupsPath`) if the bundle names one. `None` when disabled.
+    /// The cgroup for container `id`, at `path` (`linux.cgroupsPath`) if the bundle names one. `None` when disabled, and for users
+    /// whose engine names none, because they have no place of their own in the hierarchy.
     pub fn new(manager: Manager, path: Option<&Path>, id: &str) -> Option<Self> {
         let systemd = match manager {
             Manager::Disabled => return None,
@@ -49,9 +51,11 @@ impl Location {
             }
         };
         // An empty path is what some engines write for "none given".
-        let path = path
-            .filter(|path| !path.as_os_str().is_empty())
-            .map_or_else(default, Path::to_owned);
+        let path = path.filter(|path| !path.as_os_str().is_empty());
+        if path.is_none() && !systemd && !user::is_system() {
+            return None;
+        }
+        let path = path.map_or_else(default, Path::to_owned);
         Some(Self {
             path,
             systemd,

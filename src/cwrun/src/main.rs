@@ -7,6 +7,7 @@
 //!                    ──► machine   the VMM process: boots (crate vmm) and serves the guest
 //!                    ──► state     what is known between commands
 //!   settings ──► what cwrun.toml sets, read once by the commands that depend on it
+//!   user ──────► whether all this is the system's or one user's
 //! ```
 
 mod bundle;
@@ -30,6 +31,7 @@ mod settings;
 mod signal;
 mod signal_fd;
 mod state;
+mod user;
 
 use anyhow::Result;
 use clap::Parser;

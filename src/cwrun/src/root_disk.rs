@@ -11,6 +11,7 @@ use crate::bundle::Bundle;
 use crate::mkcw_disk;
 use crate::overlay::Overlay;
 use crate::settings::{self, Settings};
+use crate::user;
 use anyhow::{Context, Result};
 use disk::cache::{Cache, Entry};
 use disk::{LayerDir, Markers, Options, Tree, Unlock};
@@ -231,18 +232,15 @@ fn of_unnamed(error: disk::Error, cache: &settings::Cache) -> anyhow::Error {
 }
 
 /// `CWRUN_CACHE_DIR`, else what the settings say, else the default for this user.
-fn cache_dir(cache: &settings::Cache) -> Result<PathBuf> {
+pub fn cache_dir(cache: &settings::Cache) -> Result<PathBuf> {
     let given = std::env::var_os("CWRUN_CACHE_DIR").map(PathBuf::from);
     if let Some(dir) = given.or_else(|| cache.directory.clone()) {
         return Ok(dir);
     }
-    if rustix::process::geteuid().is_root() {
+    if user::is_system() {
         return Ok(PathBuf::from("/var/cache/cwrun"));
     }
-    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
-    let base = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(home);
+    let base = user::directory_or("XDG_CACHE_HOME", ".cache", |name| std::env::var_os(name));
     base.map(|base| base.join("cwrun")).context(
         "neither XDG_CACHE_HOME nor HOME is set: set CWRUN_CACHE_DIR, or cache.directory in cwrun.toml",
     )

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   CWRUN_CONFIG                            if set, this file and no other
-//!   $XDG_CONFIG_HOME/cwrun/cwrun.toml       for users who are not root; ~/.config without XDG_CONFIG_HOME
+//!   $XDG_CONFIG_HOME/cwrun/cwrun.toml       for users (see `user`); ~/.config without XDG_CONFIG_HOME
 //!   /etc/cwrun/cwrun.toml                   for everybody else
 //! ```
 //!
@@ -10,6 +10,7 @@
 //! is unknown or has a wrong value is an error with file, line and key.
 
 use crate::bundle::sizing::parse_size;
+use crate::user;
 use anyhow::{Context, Result, anyhow};
 use serde::de::{Deserialize, Deserializer, Error as _};
 use std::ffi::OsString;
@@ -103,20 +104,22 @@ impl Default for Cache {
 impl Settings {
     /// The settings of this machine, for this user.
     pub fn load() -> Result<Self> {
-        let root = rustix::process::geteuid().is_root();
-        Self::find(root, |name| std::env::var_os(name), Path::new(SYSTEM))
+        Self::find(
+            user::is_system(),
+            |name| std::env::var_os(name),
+            Path::new(SYSTEM),
+        )
     }
 
-    fn find(root: bool, variable: impl Fn(&str) -> Option<OsString>, system: &Path) -> Result<Self> {
+    fn find(system_wide: bool, variable: impl Fn(&str) -> Option<OsString>, system: &Path) -> Result<Self> {
         if let Some(path) = variable(VARIABLE) {
             let path = PathBuf::from(path);
             return Self::read(&path)?
                 .with_context(|| format!("{VARIABLE}: {} does not exist", path.display()));
         }
-        let home = || variable("HOME").map(|home| Path::new(&home).join(".config"));
-        let user = match root {
+        let user = match system_wide {
             true => None,
-            false => variable("XDG_CONFIG_HOME").map(PathBuf::from).or_else(home),
+            false => user::directory_or("XDG_CONFIG_HOME", ".config", &variable),
         };
         let candidates = user
             .map(|dir| dir.join(OF_USER))

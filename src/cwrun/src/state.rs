@@ -12,8 +12,8 @@
 //! a crash at any moment. Whether a process still lives is asked of the kernel, never of a file.
 
 use crate::bundle::{self, host::Hooks, sizing::Sizing};
-use crate::cgroup;
-use anyhow::{Context, Result, bail, ensure};
+use crate::{cgroup, user};
+use anyhow::{Context, Result, ensure};
 use oci_spec::runtime::Spec;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -122,6 +122,9 @@ pub struct Record {
     /// How large the VM is. Not in records of containers that an earlier release made.
     #[serde(default)]
     pub sizing: Option<Sizing>,
+    /// Directory of the disk cache that it uses. Not in records of an earlier release.
+    #[serde(default)]
+    pub cache: Option<PathBuf>,
 }
 
 /// The directory of all containers, `--root`.
@@ -144,13 +147,12 @@ impl Root {
                 std::path::absolute(&path).with_context(|| format!("--root {}", path.display()))?,
             ));
         }
-        if rustix::process::geteuid().is_root() {
+        if user::is_system() {
             return Ok(Self(PathBuf::from("/run/cwrun")));
         }
-        match std::env::var_os("XDG_RUNTIME_DIR") {
-            Some(dir) => Ok(Self(Path::new(&dir).join("cwrun"))),
-            None => bail!("XDG_RUNTIME_DIR is not set: set it or pass --root"),
-        }
+        let dir = user::directory("XDG_RUNTIME_DIR", |name| std::env::var_os(name));
+        let dir = dir.context("XDG_RUNTIME_DIR is not set to an absolute path: set it or pass --root")?;
+        Ok(Self(dir.join("cwrun")))
     }
 
     /// Reserves `record.id` and writes its first record. Fails if the ID is in use.

@@ -13,6 +13,7 @@ fn record(id: &str) -> Record {
         cgroup: None,
         hooks: Hooks::default(),
         sizing: None,
+        cache: None,
     }
 }
 

@@ -62,7 +62,10 @@ pub fn create(
     let sizing = Sizing::of(&bundle, settings)?;
     let host = host::split(&bundle, &sizing)?;
     let root = Root::new(global.root.clone())?;
-    let mut container = root.reserve(record(args, &bundle, &host, &sizing)?)?;
+    let mut container = root.reserve(Record {
+        cache: Some(root_disk::cache_dir(&settings.cache)?),
+        ..record(args, &bundle, &host, &sizing)?
+    })?;
     let cgroup = cgroup::Location::new(global.cgroups(), host.cgroup_path.as_deref(), &args.id);
     let result = claim(&mut container, cgroup)
         .and_then(|()| container.save_config(&bundle.spec))
@@ -120,6 +123,7 @@ fn record(args: &Create, bundle: &Bundle, host: &HostSpec, sizing: &Sizing) -> R
         cgroup: None,
         hooks: host.hooks.clone(),
         sizing: Some(sizing.clone()),
+        cache: None,
     })
 }
 

@@ -6,6 +6,7 @@ use crate::settings::Settings;
 use crate::state::{Container, Root, Status};
 use crate::{root_disk, signal};
 use anyhow::{Result, ensure};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The command.
@@ -21,8 +22,12 @@ pub fn run(global: &Global, args: &Delete) -> Result<()> {
         );
         return destroy(&container);
     }
+    let mut used = None;
     match root.find(&args.id) {
-        Ok(Some(container)) => destroy(&container)?,
+        Ok(Some(container)) => {
+            destroy(&container)?;
+            used = container.record.cache;
+        }
         Ok(None) => root.remove_unrecorded(&args.id)?,
         Err(error) => {
             tracing::warn!("container {:?} is removed without its record: {error:#}", args.id);
@@ -31,11 +36,18 @@ pub fn run(global: &Global, args: &Delete) -> Result<()> {
     }
     // Whoever uses force may have killed a create in the middle of a conversion. The container is gone by now, and neither settings
     // that can't be read nor a cache that can't be written shall make it look otherwise.
-    let tidied = Settings::load().and_then(|settings| root_disk::tidy(&settings.cache));
-    if let Err(error) = tidied {
+    if let Err(error) = tidy(used) {
         tracing::warn!("the cache is not tidied: {error:#}");
     }
     Ok(())
+}
+
+/// Clears up in the cache that the container used, since an engine may call this with less of an environment than `create`; else in
+/// that of this user.
+fn tidy(used: Option<PathBuf>) -> Result<()> {
+    let mut settings = Settings::load()?;
+    settings.cache.directory = used.or(settings.cache.directory);
+    root_disk::tidy(&settings.cache)
 }
 
 /// Ends the container's processes and removes its cgroup and directory.

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::thread::{CapabilitySet, CapabilitySets};
-use std::fs;
+use std::fs::{self, File};
 use std::os::fd::{BorrowedFd, RawFd};
 
 /// Closes descriptors that came from whoever started us: nothing of the engine's stays open in a VMM.
@@ -15,12 +15,22 @@ pub fn close(inherited: &[RawFd]) {
     }
 }
 
-/// A session of its own, so that no terminal of the caller's reaches it; with a terminal, that becomes its own.
+/// A session of its own, so that no terminal of the caller's reaches it. With a terminal, that becomes its own, and the caller's
+/// streams are let go: containerd's shim waits until nobody holds them.
 pub fn session(terminal: Option<BorrowedFd<'_>>) -> Result<()> {
     rustix::process::setsid().context("new session")?;
     if let Some(terminal) = terminal {
         rustix::process::ioctl_tiocsctty(terminal).context("controlling terminal")?;
+        release_streams().context("/dev/null")?;
     }
+    Ok(())
+}
+
+fn release_streams() -> Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
     Ok(())
 }
 

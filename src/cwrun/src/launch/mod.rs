@@ -194,6 +194,7 @@ fn vmm(
     let confined = (|| -> Result<()> {
         await_go(&mut channel)?;
         confine::session(machine.stdio.controlling_terminal())?;
+        namespaces::name(host, &mut machine.environment)?;
         let mut state = container.oci_state(Status::Created);
         // As seen in the container's namespaces, where these hooks run (runtime-spec config.md#createcontainer-hooks).
         state["pid"] = rustix::process::getpid().as_raw_pid().into();

@@ -1,12 +1,16 @@
 //! Entering the namespaces of the bundle: joining those with a path, making the others, a mount namespace always.
 
-use crate::bundle::host::{HostSpec, IdMap, Kind};
+use crate::bundle::host::{HostSpec, IdMap, Kind, Namespace};
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 use std::fs;
 use std::process::Command;
+use workload::Environment;
+
+/// What the kernel shows as domain name where none was set.
+const NO_DOMAIN: &str = "(none)";
 
 /// Moves this process into them. `map_users` asks the creator to write the maps of a new user namespace.
 pub fn enter(host: &HostSpec, mut map_users: impl FnMut() -> Result<()>) -> Result<()> {
@@ -29,6 +33,26 @@ pub fn enter(host: &HostSpec, mut map_users: impl FnMut() -> Result<()>) -> Resu
         }
     }
     unshare(UnshareFlags::NEWNS).context("new mount namespace")
+}
+
+/// Names of host and domain, once the namespaces are entered. A new UTS namespace gets the container's, for those that will join it;
+/// a container without names of its own has those of its namespace, as it would without a VM.
+pub fn name(host: &HostSpec, environment: &mut Environment) -> Result<()> {
+    let new = |namespace: &Namespace| namespace.kind == Kind::Uts && namespace.path.is_none();
+    if host.namespaces.iter().any(new) {
+        if let Some(name) = &environment.hostname {
+            rustix::system::sethostname(name.as_bytes()).context("config.json: hostname")?;
+        }
+        if let Some(name) = &environment.domainname {
+            rustix::system::setdomainname(name.as_bytes()).context("config.json: domainname")?;
+        }
+    }
+    let names = rustix::system::uname();
+    let set = |name: &std::ffi::CStr| Some(name.to_str().ok()?.to_owned()).filter(|name| !name.is_empty());
+    environment.hostname = environment.hostname.take().or_else(|| set(names.nodename()));
+    let domain = || set(names.domainname()).filter(|name| name != NO_DOMAIN);
+    environment.domainname = environment.domainname.take().or_else(domain);
+    Ok(())
 }
 
 fn unshare(flags: UnshareFlags) -> Result<()> {
