@@ -64,7 +64,7 @@ pub fn take_over(host: &HostSpec, outside: Namespace) -> Result<Network> {
     }
     let mut netlink = Netlink::open()?;
     let links = netlink.links()?;
-    let mut usable: Vec<_> = links.iter().filter(|link| link.up && !link.loopback).collect();
+    let usable: Vec<_> = links.iter().filter(|link| link.up && !link.loopback).collect();
     if let Some(tap) = usable.iter().find(|link| link.name.starts_with(TAP_PREFIX)) {
         bail!(
             "the network namespace already belongs to another virtual machine (its interface is {}), and two can't share its addresses",
@@ -84,12 +84,7 @@ pub fn take_over(host: &HostSpec, outside: Namespace) -> Result<Network> {
     if skipped > 0 {
         tracing::warn!("{skipped} routes with several next hops are not handed on to the guest");
     }
-    // The guest adds routes interface by interface; of two default routes with one metric the first one counts, there as here.
-    usable.sort_by_key(|link| {
-        let gateway = |found: &RouteOf| found.link == link.index && found.route.via.is_some();
-        routes.iter().position(gateway).unwrap_or(usize::MAX)
-    });
-    let mut network = Network::default();
+    let (mut nics, mut interfaces) = (Vec::new(), Vec::new());
     for link in usable {
         let Some(mac) = link.mac else {
             tracing::warn!(
@@ -99,14 +94,24 @@ pub fn take_over(host: &HostSpec, outside: Namespace) -> Result<Network> {
             continue;
         };
         let context = || format!("network interface {}", link.name);
-        network
-            .interfaces
-            .push(describe(&mut netlink, &routes, link, mac).with_context(context)?);
-        network
-            .nics
-            .push(connect(&mut netlink, link, mac).with_context(context)?);
+        interfaces.push((
+            first_gateway(&routes, link),
+            describe(&mut netlink, &routes, link, mac).with_context(context)?,
+        ));
+        nics.push(connect(&mut netlink, link, mac).with_context(context)?);
     }
-    Ok(network)
+    // The guest adds routes interface by interface; of two default routes with one metric the first one counts, there as here.
+    interfaces.sort_by_key(|(gateway, _)| *gateway);
+    Ok(Network {
+        nics,
+        interfaces: interfaces.into_iter().map(|(_, interface)| interface).collect(),
+    })
+}
+
+/// Where the first route through a gateway on this link stands.
+fn first_gateway(routes: &[RouteOf], link: &Link) -> usize {
+    let found = |found: &RouteOf| found.link == link.index && found.route.via.is_some();
+    routes.iter().position(found).unwrap_or(usize::MAX)
 }
 
 /// What the guest is to set up.
