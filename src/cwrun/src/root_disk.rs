@@ -13,7 +13,7 @@ use crate::overlay::Overlay;
 use crate::settings::{self, Settings};
 use anyhow::{Context, Result};
 use disk::cache::{Cache, Entry};
-use disk::{LayerDir, Markers, Options, Tree, Unlock};
+use disk::{LayerDir, Markers, Options, Tree};
 use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
@@ -157,10 +157,10 @@ fn stack_layers(overlay: &Overlay, layers: &[LayerDir], place: &settings::Cache)
     if let Some(upper) = &overlay.upper {
         // Even without a file in it: the attributes of `/` are those of this directory.
         let tree = Tree::scan_as(upper, Markers::Layer { user: overlay.user })?;
-        let (image, unlock) = (unnamed_file(place)?, Unlock::generate()?);
-        let built = cache.with_room(|| tree.build(&image, &unlock, &options));
+        let (image, key) = (unnamed_file(place)?, disk::VolumeKey::generate()?);
+        let built = cache.with_room(|| tree.build_payload(&image, &key, &options));
         let layout = built.map_err(|error| of_unnamed(error, place))?.layout;
-        disk.push(image, unlock.volume_key(), &layout);
+        disk.push(image, &key, &layout);
     }
     Ok(disk)
 }
