@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use workload::protocol::Keys;
 use workload::{Crypt, Hex, Layer, RootFs, Scratch, Verity, VolumeKey, Workload};
 
-/// Room behind the writable layer's data for what keeps it from being changed: 32 bytes of tag for each 4096, and a superblock.
+/// Room behind the writable layer's data for what keeps it from being changed: 32 bytes of nonce and tag for each 4096, and a superblock.
 /// Generous, as the file is sparse.
 const TAGS_PER: u64 = 64;
 const TAGS_FIXED: u64 = 32 << 20;
