@@ -14,7 +14,7 @@ use crate::settings::{self, Settings};
 use crate::user;
 use anyhow::{Context, Result};
 use disk::cache::{Cache, Entry};
-use disk::{LayerDir, Markers, Options, Tree, Unlock};
+use disk::{LayerDir, Markers, Options, Tree};
 use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use workload::protocol::Keys;
 use workload::{Crypt, Hex, Layer, RootFs, Scratch, Verity, VolumeKey, Workload};
 
-/// Room behind the writable layer's data for what keeps it from being changed: 32 bytes of tag for each 4096, and a superblock.
+/// Room behind the writable layer's data for what keeps it from being changed: 32 bytes of nonce and tag for each 4096, and a superblock.
 /// Generous, as the file is sparse.
 const TAGS_PER: u64 = 64;
 const TAGS_FIXED: u64 = 32 << 20;
@@ -158,10 +158,10 @@ fn stack_layers(overlay: &Overlay, layers: &[LayerDir], place: &settings::Cache)
     if let Some(upper) = &overlay.upper {
         // Even without a file in it: the attributes of `/` are those of this directory.
         let tree = Tree::scan_as(upper, Markers::Layer { user: overlay.user })?;
-        let (image, unlock) = (unnamed_file(place)?, Unlock::generate()?);
-        let built = cache.with_room(|| tree.build(&image, &unlock, &options));
+        let (image, key) = (unnamed_file(place)?, disk::VolumeKey::generate()?);
+        let built = cache.with_room(|| tree.build_payload(&image, &key, &options));
         let layout = built.map_err(|error| of_unnamed(error, place))?.layout;
-        disk.push(image, unlock.volume_key(), &layout);
+        disk.push(image, &key, &layout);
     }
     Ok(disk)
 }

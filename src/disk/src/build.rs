@@ -25,7 +25,7 @@ use crate::erofs::Plan;
 use crate::tree::{Reader, Tree};
 use crate::verity::{self, Geometry, HASHES_PER_BLOCK, Hash, Hasher};
 use crate::write::Writer;
-use crate::{BLOCK, Error, Layout, Unlock, luks2, widen};
+use crate::{BLOCK, Error, Layout, Unlock, VolumeKey, luks2, widen};
 
 /// Blocks in one part of the image: their hashes fill a hash block.
 const PART_BLOCKS: usize = HASHES_PER_BLOCK;
@@ -76,6 +76,18 @@ pub(crate) fn build(
     unlock: &Unlock,
     options: &Options<'_>,
 ) -> Result<Built, Error> {
+    let built = payload(tree, image, unlock.volume_key(), options)?;
+    luks2::write(image, unlock, &built.layout, options.label)?;
+    Ok(built)
+}
+
+/// See [`Tree::build_payload`].
+pub(crate) fn payload(
+    tree: &Tree,
+    image: &File,
+    key: &VolumeKey,
+    options: &Options<'_>,
+) -> Result<Built, Error> {
     if options.label.len() > LONGEST_LABEL || options.label.contains('\0') {
         return Err(Error::Label {
             label: options.label.to_owned(),
@@ -95,7 +107,7 @@ pub(crate) fn build(
     let sink = Sink {
         // A hash block follows each part.
         writer: Writer::new(image, 2 * WAITING_PARTS),
-        xts: Xts::new(unlock.volume_key().as_bytes()),
+        xts: Xts::new(key.as_bytes()),
         payload_offset: layout.payload_offset,
     };
     let job = Job {
@@ -113,7 +125,6 @@ pub(crate) fn build(
     let hashes = job.run(threads)?;
     let root_hash = job.finish_tree(hashes)?;
     layout.root_hash = root_hash;
-    luks2::write(image, unlock, &layout, options.label)?;
     Ok(Built {
         files: tree.files(),
         data_bytes: tree.data_bytes(),

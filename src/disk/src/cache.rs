@@ -23,6 +23,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use rustix::fs::FlockOperation;
@@ -341,7 +342,7 @@ impl Slot {
             self.write_record(
                 &self.entry,
                 &Record {
-                    boot: now,
+                    boot: now.to_owned(),
                     ..record.clone()
                 },
             )?;
@@ -441,7 +442,7 @@ impl Slot {
             .map_err(failed("write", &key_path))?;
         let boot = boot_id().map_err(failed("read the boot id for", directory))?;
         let record = Record {
-            boot,
+            boot: boot.to_owned(),
             source: tree.root_path().to_owned(),
             markers: tree.markers(),
             content: tree.identity(),
@@ -524,10 +525,14 @@ fn remove_tree(path: &Path) -> Result<(), Error> {
     }
 }
 
-fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
-        .trim()
-        .to_owned())
+/// Read once: a process does not outlive a boot.
+fn boot_id() -> io::Result<&'static str> {
+    static ID: OnceLock<String> = OnceLock::new();
+    if let Some(id) = ID.get() {
+        return Ok(id);
+    }
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(ID.get_or_init(|| id.trim().to_owned()))
 }
 
 fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> Error {

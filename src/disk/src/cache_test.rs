@@ -159,7 +159,7 @@ fn damaged_entries_are_made_again() {
             let record = fs::read_to_string(slot.entry.join(RECORD)).unwrap();
             fs::write(
                 slot.entry.join(RECORD),
-                record.replace(&boot_id().unwrap(), "another boot"),
+                record.replace(boot_id().unwrap(), "another boot"),
             )
             .unwrap();
             let image = OpenOptions::new()
@@ -187,7 +187,7 @@ fn entries_of_an_earlier_boot_are_verified_once() {
     drop(get(&cache, &tree));
     let record = cache.slot(&hex::encode(&tree.identity())).entry.join(RECORD);
     let text = fs::read_to_string(&record).unwrap();
-    fs::write(&record, text.replace(&boot_id().unwrap(), "another boot")).unwrap();
+    fs::write(&record, text.replace(boot_id().unwrap(), "another boot")).unwrap();
     assert!(get(&cache, &tree).cached);
     assert_eq!(fs::read_to_string(&record).unwrap(), text);
 }

@@ -29,7 +29,7 @@ pub use markers::Markers;
 pub(crate) use open::Reader;
 
 use crate::build::{self, Built, Options};
-use crate::{Error, Unlock};
+use crate::{Error, Unlock, VolumeKey};
 
 /// Index of the top directory's inode.
 pub(crate) const ROOT: u32 = 0;
@@ -141,6 +141,20 @@ impl Tree {
     /// Any [`Error`] of reading the tree or writing the image, which has no valid header then.
     pub fn build(&self, image: &File, unlock: &Unlock, options: &Options<'_>) -> Result<Built, Error> {
         build::build(self, image, unlock, options)
+    }
+
+    /// Converts the tree into an image without a LUKS2 header, whose place stays a hole: for an image that nobody but the guest it is
+    /// made for will ever open. A header costs a key derivation and 256 KiB of random bytes. The label is that of the file system.
+    ///
+    /// # Errors
+    /// Any [`Error`] of reading the tree or writing the image, which is of no use then.
+    pub fn build_payload(
+        &self,
+        image: &File,
+        key: &VolumeKey,
+        options: &Options<'_>,
+    ) -> Result<Built, Error> {
+        build::payload(self, image, key, options)
     }
 
     /// Names the content of the tree without reading it: a SHA-256 over all metadata and, for regular files, the

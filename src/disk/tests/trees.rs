@@ -46,6 +46,26 @@ fn one_of_everything() {
     );
 }
 
+#[test]
+fn a_payload_alone_is_that_of_the_image() {
+    let tree = directory();
+    source::sample(tree.path());
+    let image = Image::build(tree.path());
+    let alone = tempfile::tempfile().expect("a file");
+    let key = image.unlock.volume_key();
+    let options = disk::Options {
+        label: "test",
+        ..disk::Options::default()
+    };
+    let scanned = Tree::scan(tree.path()).expect("a scan");
+    let built = scanned.build_payload(&alone, key, &options).expect("a payload");
+    assert_eq!(built, image.built);
+    disk::verify(&alone, key, &built.layout).expect("a payload without fault");
+    let mut header = vec![1; built.layout.payload_offset as usize];
+    std::os::unix::fs::FileExt::read_exact_at(&alone, &mut header, 0).expect("room for a header");
+    assert!(header.iter().all(|byte| *byte == 0), "nothing but a hole");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 

@@ -49,6 +49,19 @@ fn the_verity_table_names_the_tree_and_its_root() {
 }
 
 #[test]
+fn the_authenticated_table_has_room_for_nonce_and_tag() {
+    let integrity = Target::integrity("/dev/vdb", "/dev/dm-0", 1 << 20);
+    assert!(integrity.parameters.starts_with("/dev/vdb 0 32 D "));
+    let target = Target::authenticated_crypt("/dev/dm-1", &[0xcd; AUTHENTICATED_KEY], 1 << 20);
+    let expected = format!(
+        "capi:aegis128-random {} 0 /dev/dm-1 0 2 integrity:32:aead sector_size:4096",
+        "cd".repeat(16)
+    );
+    assert_eq!(*target.parameters, expected);
+    assert_eq!(target.sectors, 2048);
+}
+
+#[test]
 fn a_request_has_the_kernel_s_layout() {
     let shape = Crypt {
         offset: 0,

@@ -2,19 +2,19 @@
 //!
 //! ```text
 //!   overlay ─ upper ─► ext4 ─► dm-crypt ───────────────► dm-integrity ─► /dev/vdb: sectors, then their tags
-//!           └ lower    │       AES-256-XTS, then          keeps a tag for
-//!             layers   │       HMAC-SHA-256 of the        each sector
-//!                      │       ciphertext, sector number
+//!           └ lower    │       AEGIS-128 over sector      keeps nonce and tag
+//!             layers   │       number and data, with a    of each sector
+//!                      │       random nonce per write
 //!                      └ made anew at each start (`ext4`): a few blocks
 //! ```
 //!
-//! Both keys are drawn here and never leave: the disk's content dies with the guest, and so does everything that a
+//! The key is drawn here and never leaves: the disk's content dies with the guest, and so does everything that a
 //! journal would be for. A sector that the host has changed, or that was never written, is an I/O error. What the host
 //! can do is put back an older version of a sector together with its tag.
 //!
 //! With [`Scratch::Ram`] the writable layer is a tmpfs instead.
 
-use crate::dm::{Access, Mapper, Target};
+use crate::dm::{AUTHENTICATED_KEY, Access, Mapper, Target};
 use crate::failure::{Context as _, Failure, Result};
 use crate::mount::NewFs;
 use crate::{ext4, layers, trim, world};
@@ -98,8 +98,8 @@ fn size_of_device(path: &str) -> Result<u64> {
         .context(|| format!("scratch disk {path}"))
 }
 
-/// Keys of the authenticated mapping: HMAC-SHA-256 (32 bytes), then AES-256-XTS (64 bytes).
-fn random_key() -> Result<Zeroizing<[u8; 96]>> {
+/// The key of the authenticated mapping.
+fn random_key() -> Result<Zeroizing<[u8; AUTHENTICATED_KEY]>> {
     random().context(|| "draw a key".into())
 }
 
