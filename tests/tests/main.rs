@@ -14,6 +14,7 @@ mod lifecycle;
 mod mkcw;
 mod network;
 mod podman;
+mod pods;
 mod rootless;
 mod scratch;
 mod seccomp;
