@@ -418,3 +418,46 @@ fn the_configuration_of_contrib_is_read() {
         "{plugins}"
     );
 }
+
+/// As containerd's CRI plugin marks them, which itself needs more than this bed has.
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn a_pod() {
+    let containerd = Containerd::start();
+    let kind = |value: &str| format!("io.kubernetes.cri.container-type={value}");
+    containerd
+        .run(
+            &["--detach", "--annotation", &kind("sandbox")],
+            "sandbox",
+            &["/pause"],
+        )
+        .ok();
+    assert_eq!(containerd.status("sandbox").as_deref(), Some("RUNNING"));
+    let list = containerd.ok(&["task", "ls"]);
+    let mut rows = list.lines().map(|line| line.split_whitespace());
+    let pid = rows.find_map(|mut row| (row.next() == Some("sandbox")).then(|| row.next())?);
+    let pid = pid.expect("the sandbox has a process");
+    let namespaces = [("network", "net"), ("ipc", "ipc"), ("uts", "uts")];
+    let joined = namespaces.map(|(kind, file)| format!("{kind}:/proc/{pid}/ns/{file}"));
+    let container = kind("container");
+    let mut options = vec!["--annotation", &container];
+    options.extend(joined.iter().flat_map(|namespace| ["--with-ns", namespace]));
+    containerd
+        .run(&[&options[..], &["--detach"]].concat(), "one", &["sleep", "1000"])
+        .ok();
+    let script = "hostname; ls /sys/class/net; exit 5";
+    let two = containerd
+        .run(&[&options[..], &["--rm"]].concat(), "two", &["sh", "-c", script])
+        .expect(5);
+    assert!(two.text().ends_with("\nlo\n"), "{}", two.text());
+    assert_eq!(containerd.status("one").as_deref(), Some("RUNNING"));
+    containerd.ok(&["task", "kill", "--signal", "SIGTERM", "sandbox"]);
+    eventually("its end", 20, || {
+        (containerd.status("sandbox").as_deref() == Some("STOPPED")).then_some(())
+    });
+    containerd.ok(&["task", "rm", "sandbox"]);
+    containerd.ok(&["task", "rm", "--force", "one"]);
+    for id in ["one", "sandbox"] {
+        containerd.ok(&["containers", "rm", id]);
+    }
+}

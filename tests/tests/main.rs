@@ -17,6 +17,7 @@ mod podman;
 mod podman_network;
 mod podman_options;
 mod podman_shell;
+mod pods;
 mod rootless;
 mod scratch;
 mod seccomp;

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 /// A network namespace with one interface, `eth0`, whose other end is in this one.
-struct Namespace {
+pub(crate) struct Namespace {
     name: String,
 }
 
@@ -18,7 +18,7 @@ const HOST_6: &str = "fd99::1";
 const GUEST_6: &str = "fd99::2";
 
 impl Namespace {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let namespace = Self {
             name: name.to_owned(),
         };
@@ -46,7 +46,7 @@ impl Namespace {
         namespace
     }
 
-    fn bundle(&self, script: &str) -> Bundle {
+    pub(crate) fn bundle(&self, script: &str) -> Bundle {
         let path = format!("/run/netns/{}", self.name);
         Bundle::script(script).with(|config| {
             for namespace in config["linux"]["namespaces"].as_array_mut().expect("a list") {

@@ -413,3 +413,34 @@ fn exec_and_pause() {
     assert_eq!(podman.inspect("busy")["Status"], "running");
     podman.ok(&["rm", "--force", "--time", "0", "busy"]);
 }
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn a_pod_without_network() {
+    let podman = Podman::new();
+    podman.ok(&["pod", "create", "--name", "pod", "--network", "none"]);
+    let run = ["run", "-d", "--pod", "pod", "--name"];
+    podman.ok(&[&run[..], &["one", IMAGE, "sleep", "1000"]].concat());
+    let text = podman.ok(&[
+        "run",
+        "--rm",
+        "--pod",
+        "pod",
+        IMAGE,
+        "sh",
+        "-c",
+        "hostname; ls /sys/class/net",
+    ]);
+    assert_eq!(text, "pod\nlo\n");
+    assert_eq!(podman.inspect("one")["Status"], "running");
+    let infra = podman.ok(&["pod", "inspect", "--format", "{{.InfraContainerID}}", "pod"]);
+    let state = Run::new(bed().cwrun())
+        .args(["state", infra.trim()])
+        .finish()
+        .ok();
+    let state: Value = serde_json::from_slice(&state.stdout).expect("state prints JSON");
+    assert_eq!(state["infra"], true, "the infra container has no VM");
+    podman.ok(&["pod", "stop", "--time", "1", "pod"]);
+    podman.ok(&["pod", "rm", "--force", "pod"]);
+    assert_eq!(podman.ok(&["ps", "--all", "--quiet"]), "");
+}

@@ -5,6 +5,7 @@
 //!                    ──► root_disk the encrypted disk (crate disk), layer by layer (overlay)
 //!                    ──► launch    namespaces, cgroup, hooks, confinement
 //!                    ──► machine   the VMM process: boots (crate vmm) and serves the guest
+//!                    ──► infra     in its place for a pod's infra container: holds namespaces, without a VM
 //!                    ──► state     what is known between commands
 //!   settings ──► what cwrun.toml sets, read once by the commands that depend on it
 //!   user ──────► whether all this is the system's or one user's
@@ -19,6 +20,7 @@ mod control;
 mod failure;
 mod guest_files;
 mod image_file;
+mod infra;
 mod kvm;
 mod launch;
 mod logging;

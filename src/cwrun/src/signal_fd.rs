@@ -45,6 +45,12 @@ pub fn block() -> Result<OwnedFd> {
     }
 }
 
+/// Has the kernel forget children of this process as they end, so that nobody need wait for them.
+pub fn ignore_children() {
+    // SAFETY: no handler is installed, and SIGCHLD may be ignored; the call can't fail for it.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}
+
 /// Waits for a signal and returns its number.
 pub fn next(signals: &OwnedFd) -> Result<i32> {
     let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];

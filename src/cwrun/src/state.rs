@@ -125,6 +125,9 @@ pub struct Record {
     /// Directory of the disk cache that it uses. Not in records of an earlier release.
     #[serde(default)]
     pub cache: Option<PathBuf>,
+    /// Whether it is the infra container of a pod, without a VM.
+    #[serde(default)]
+    pub infra: bool,
 }
 
 /// The directory of all containers, `--root`.

@@ -14,6 +14,7 @@ fn record(id: &str) -> Record {
         hooks: Hooks::default(),
         sizing: None,
         cache: None,
+        infra: false,
     }
 }
 

@@ -13,11 +13,21 @@ pub const KRUN_RAM_MIB: &str = "krun.ram_mib";
 pub const KRUN_VARIANT: &str = "krun.variant";
 /// Which of crun's handlers.
 const HANDLER: &str = "run.oci.handler";
+/// By which CRI-O and containerd say that a container is the infra container of a pod, with the value that says so.
+pub const SANDBOX: [(&str, &str); 2] = [
+    ("io.kubernetes.cri-o.ContainerType", "sandbox"),
+    ("io.kubernetes.cri.container-type", "sandbox"),
+];
+/// By which podman says that a container is one of its own.
+pub const PODMAN: (&str, &str) = ("io.container.manager", "libpod");
 
 /// All of them, sorted. An engine that gets annotations from strangers should know this list (`features`).
-pub const ALL: [&str; 6] = [
+pub const ALL: [&str; 9] = [
+    PODMAN.0,
     crate::mkcw_disk::PASSPHRASE_FILE,
     SCRATCH,
+    SANDBOX[0].0,
+    SANDBOX[1].0,
     KRUN_CPUS,
     KRUN_RAM_MIB,
     KRUN_VARIANT,

@@ -151,6 +151,70 @@ fn a_bundle_is_split() {
 }
 
 #[test]
+fn only_what_an_engine_calls_an_infra_container_and_only_waits_is_one() {
+    let infra = |annotations: Value, args: &[&str]| {
+        let mut config = good();
+        config["annotations"] = annotations;
+        config["process"]["args"] = json!(args);
+        let test = TestBundle::new(&config);
+        crate::infra::is_infra(&test.load().unwrap())
+    };
+    let crio = || json!({"io.kubernetes.cri-o.ContainerType": "sandbox"});
+    let podman = || json!({"io.container.manager": "libpod"});
+    assert!(infra(crio(), &["/pause"]));
+    assert!(infra(
+        json!({"io.kubernetes.cri.container-type": "sandbox"}),
+        &["/pause"]
+    ));
+    assert!(infra(podman(), &["/catatonit", "-P"]));
+    for (annotations, args) in [
+        (json!({}), &["/pause"][..]),
+        (
+            json!({"io.kubernetes.cri-o.ContainerType": "container"}),
+            &["/pause"],
+        ),
+        (crio(), &["/pause", "--and-more"]),
+        (crio(), &["sh", "/pause"]),
+        (podman(), &["/pause"]),
+        (podman(), &["/usr/bin/catatonit", "-P"]),
+    ] {
+        assert!(!infra(annotations.clone(), args), "{annotations} {args:?}");
+    }
+}
+
+#[test]
+fn an_infra_container_that_asks_for_more_than_waiting_is_a_container() {
+    let more: [fn(&mut Value); 2] = [
+        |c| c["process"]["terminal"] = true.into(),
+        |c| c["hooks"] = json!({"startContainer": [{"path": "/bin/true"}]}),
+    ];
+    for change in more {
+        let mut config = good();
+        config["annotations"] = json!({"io.kubernetes.cri-o.ContainerType": "sandbox"});
+        config["process"]["args"] = json!(["/pause"]);
+        let infra = |config: &Value| crate::infra::is_infra(&TestBundle::new(config).load().unwrap());
+        assert!(infra(&config));
+        change(&mut config);
+        assert!(!infra(&config), "{config}");
+    }
+}
+
+#[test]
+fn limits_of_an_infra_container_are_its_own() {
+    let mut config = good();
+    config["linux"]["resources"] =
+        json!({"memory": {"limit": 4_194_304}, "pids": {"limit": 5}, "devices": [{"allow": false}]});
+    let test = TestBundle::new(&config);
+    let resources = host::split_without_vm(&test.load().unwrap())
+        .unwrap()
+        .resources
+        .unwrap();
+    assert_eq!(resources.memory().unwrap().limit(), Some(4 << 20));
+    assert_eq!(resources.pids().unwrap().limit(), 5);
+    assert!(resources.devices().is_none());
+}
+
+#[test]
 fn errors_name_the_field() {
     type Change = fn(&mut Value);
     let cases: [(Change, &str); 27] = [

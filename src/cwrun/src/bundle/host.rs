@@ -78,6 +78,18 @@ pub struct HostSpec {
 
 /// Splits off what confines the VMM.
 pub fn split(bundle: &Bundle, sizing: &Sizing) -> Result<HostSpec> {
+    split_with(bundle, |resources| adjust(resources, sizing))
+}
+
+/// The same for a process without a VM, whose limits are those of the bundle.
+pub fn split_without_vm(bundle: &Bundle) -> Result<HostSpec> {
+    split_with(bundle, without_devices)
+}
+
+fn split_with(
+    bundle: &Bundle,
+    limits: impl FnOnce(LinuxResources) -> Result<LinuxResources>,
+) -> Result<HostSpec> {
     let linux = bundle.spec.linux().clone().unwrap_or_default();
     let namespaces = namespaces(linux.namespaces().as_deref().unwrap_or_default())?;
     let new_user = namespaces
@@ -99,7 +111,7 @@ pub fn split(bundle: &Bundle, sizing: &Sizing) -> Result<HostSpec> {
     let resources = linux
         .resources()
         .clone()
-        .map(|resources| adjust(resources, sizing).context("config.json"))
+        .map(|resources| limits(resources).context("config.json"))
         .transpose()?;
     Ok(HostSpec {
         namespaces,
@@ -185,10 +197,9 @@ const VMM_THREADS: u64 = 32;
 /// Limits meant for a workload, made to fit the VMM that carries it. The memory limit is the guest's memory, so the cgroup gets
 /// the VMM's own on top, and so does what it may use with swap (which includes the memory) and what is reserved for it. A guest gives
 /// no memory back, so a limit below its memory (which an update can set) is the guest's to keep, and the cgroup stays at its memory.
-/// Tasks in the cgroup are threads of the VMM. Device rules are left out, because the VMM has an empty root and only the devices it
-/// opened.
-pub fn adjust(mut resources: LinuxResources, sizing: &Sizing) -> Result<LinuxResources> {
-    resources.set_devices(None);
+/// Tasks in the cgroup are threads of the VMM.
+pub fn adjust(resources: LinuxResources, sizing: &Sizing) -> Result<LinuxResources> {
+    let mut resources = without_devices(resources)?;
     if let Some(memory) = *resources.memory() {
         resources.set_memory(Some(adjust_memory(memory, sizing)?));
     }
@@ -223,10 +234,16 @@ pub fn adjust(mut resources: LinuxResources, sizing: &Sizing) -> Result<LinuxRes
         }
         resources.set_unified(Some(files));
     }
+    Ok(resources)
+}
+
+/// Device rules are left out, because the process has an empty root and only the devices that it opened.
+fn without_devices(mut resources: LinuxResources) -> Result<LinuxResources> {
     ensure!(
         resources.rdma().as_ref().is_none_or(HashMap::is_empty),
         "linux.resources.rdma: not supported"
     );
+    resources.set_devices(None);
     Ok(resources)
 }
 

@@ -5,7 +5,8 @@ use crate::bundle::sizing::Sizing;
 use crate::bundle::{Bundle, guest, host};
 use crate::cli::{Create, Global};
 use crate::guest_files::GuestFiles;
-use crate::launch;
+use crate::infra::{self, Infra};
+use crate::launch::{self, Role};
 use crate::logging::phase;
 use crate::machine::stdio::Stdio;
 use crate::machine::{Machine, terminal};
@@ -19,7 +20,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::RawFd;
 use std::path::Path;
-use workload::RootFs;
+use workload::{Environment, RootFs};
 
 /// How the container's terminal is reached, if it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,20 +60,35 @@ pub fn create(
         args.preserve_fds
     );
     let bundle = phase("bundle", || Bundle::load(&args.bundle, args.config.as_deref()))?;
-    let sizing = Sizing::of(&bundle, settings)?;
-    let host = host::split(&bundle, &sizing)?;
+    let sizing = match infra::is_infra(&bundle) {
+        true => None,
+        false => Some(Sizing::of(&bundle, settings)?),
+    };
+    let host = match &sizing {
+        None => host::split_without_vm(&bundle)?,
+        Some(sizing) => host::split(&bundle, sizing)?,
+    };
     let root = Root::new(global.root.clone())?;
     let mut container = root.reserve(Record {
-        cache: Some(root_disk::cache_dir(&settings.cache)?),
-        ..record(args, &bundle, &host, &sizing)?
+        cache: match sizing {
+            None => None,
+            Some(_) => Some(root_disk::cache_dir(&settings.cache)?),
+        },
+        infra: sizing.is_none(),
+        sizing: sizing.clone(),
+        ..record(args, &bundle, &host)?
     })?;
     let cgroup = cgroup::Location::new(global.cgroups(), host.cgroup_path.as_deref(), &args.id);
     let result = claim(&mut container, cgroup)
         .and_then(|()| container.save_config(&bundle.spec))
-        .and_then(|()| prepare(&bundle, &sizing, settings, &container, args, console));
-    let result = result.and_then(|machine| {
-        let terminal = machine.workload.process.terminal;
-        let vmm = launch::launch(&mut container, &host, machine, inherited)?;
+        .and_then(|()| match &sizing {
+            None => prepare_infra(&bundle, &container).map(|infra| Role::Infra(Box::new(infra))),
+            Some(sizing) => prepare(&bundle, sizing, settings, &container, args, console)
+                .map(|machine| Role::Vmm(Box::new(machine))),
+        });
+    let result = result.and_then(|role| {
+        let terminal = matches!(&role, Role::Vmm(machine) if machine.workload.process.terminal);
+        let vmm = launch::launch(&mut container, &host, role, inherited)?;
         write_pid_file(args.pid_file.as_deref(), vmm)?;
         Ok((vmm, terminal))
     });
@@ -103,7 +119,7 @@ fn claim(container: &mut Container, cgroup: Option<cgroup::Location>) -> Result<
     container.save()
 }
 
-fn record(args: &Create, bundle: &Bundle, host: &HostSpec, sizing: &Sizing) -> Result<Record> {
+fn record(args: &Create, bundle: &Bundle, host: &HostSpec) -> Result<Record> {
     let created = time::OffsetDateTime::now_utc().format(&time::format_description::well_known::Rfc3339)?;
     Ok(Record {
         id: args.id.clone(),
@@ -122,8 +138,9 @@ fn record(args: &Create, bundle: &Bundle, host: &HostSpec, sizing: &Sizing) -> R
         vmm: None,
         cgroup: None,
         hooks: host.hooks.clone(),
-        sizing: Some(sizing.clone()),
+        sizing: None,
         cache: None,
+        infra: false,
     })
 }
 
@@ -165,6 +182,35 @@ fn prepare(
         status: container.status_file()?,
         nics: Vec::new(),
         debug: tracing::enabled!(target: "cwrun", tracing::Level::DEBUG),
+    })
+}
+
+/// What an infra container needs. Its root file system, its mounts and the rest of its process mean nothing, because it runs no program.
+fn prepare_infra(bundle: &Bundle, container: &Container) -> Result<Infra> {
+    let spec = &bundle.spec;
+    let linux = spec.linux().as_ref();
+    if linux.is_some_and(|linux| linux.sysctl().as_ref().is_some_and(|sysctl| !sysctl.is_empty())) {
+        tracing::warn!(
+            "config.json: linux.sysctl: ignored for an infra container, the containers of its pod have kernels of their own"
+        );
+    }
+    let environment = Environment {
+        id: container.record.id.clone(),
+        hostname: spec.hostname().clone(),
+        domainname: spec.domainname().clone(),
+        ..Environment::default()
+    };
+    environment
+        .check()
+        .map_err(|problem| anyhow::anyhow!("config.json: {problem}"))?;
+    Ok(Infra {
+        environment,
+        oom_score_adj: spec
+            .process()
+            .as_ref()
+            .and_then(|process| process.oom_score_adj()),
+        control: control::bind(container)?,
+        status: container.status_file()?,
     })
 }
 

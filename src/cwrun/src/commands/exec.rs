@@ -49,6 +49,11 @@ pub fn run(global: &Global, args: &Exec, inherited: &[RawFd]) -> Result<u8> {
         "container {:?} is {status}, a process can be run only in one that is created or running",
         args.id
     );
+    ensure!(
+        !container.record.infra,
+        "container {:?} is the infra container of a pod: it holds the pod's namespaces and runs no programs",
+        args.id
+    );
     let config = container.config()?;
     let oci = process(&config, args)?;
     guest::refuse_unsupported_process(&oci)?;

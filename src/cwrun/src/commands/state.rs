@@ -12,5 +12,9 @@ pub fn run(global: &Global, args: &Id) -> Result<()> {
     state["rootfs"] = container.record.rootfs.display().to_string().into();
     state["created"] = container.record.created.clone().into();
     state["owner"] = container.record.owner.to_string().into();
+    if container.record.infra {
+        // It has no VM.
+        state["infra"] = true.into();
+    }
     super::print_json(&state)
 }

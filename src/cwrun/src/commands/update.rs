@@ -25,6 +25,11 @@ pub fn run(global: &Global, args: &Update) -> Result<()> {
         "container {:?} is {status}, its limits can't be changed",
         args.id
     );
+    ensure!(
+        !container.record.infra,
+        "container {:?} is the infra container of a pod: it has no virtual machine whose limits could be changed",
+        args.id
+    );
     let asked = match &args.resources {
         Some(path) => read(path).with_context(|| format!("--resources {}", path.display()))?,
         None => limits(&args.limits)?,

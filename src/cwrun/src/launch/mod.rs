@@ -29,6 +29,7 @@ mod namespaces;
 use crate::bundle::host::HostSpec;
 use crate::channel::Channel;
 use crate::failure::{self, GuestFailure};
+use crate::infra::{self, Infra};
 use crate::logging::phase;
 use crate::machine::{self, Machine};
 use crate::network::{self, Namespace};
@@ -36,8 +37,9 @@ use crate::state::{Container, ProcessId, Status};
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use workload::Environment;
 use workload::protocol::FailureKind;
 
 /// From I or C to P.
@@ -66,14 +68,55 @@ pub struct Go;
 pub type VmmEnd = Channel<FromVmm, Go>;
 type CreatorEnd = Channel<Go, FromVmm>;
 
-/// Makes the VMM process and boots the guest in it. On success the container is *created* and its record names the VMM. On
-/// failure no process is left; the caller removes the rest.
-pub fn launch(
-    container: &mut Container,
-    host: &HostSpec,
-    machine: Machine,
-    inherited: &[RawFd],
-) -> Result<Pid> {
+/// What the container's process does once it is in its namespaces.
+pub enum Role {
+    /// It is a VMM.
+    Vmm(Box<Machine>),
+    /// It holds the namespaces for others.
+    Infra(Box<Infra>),
+}
+
+impl Role {
+    /// Prepares and confines this process. `outside` is the network namespace of the runtime.
+    fn confine(&mut self, host: &HostSpec, outside: Namespace) -> Result<()> {
+        let oom_score_adj = match self {
+            Self::Vmm(machine) => {
+                let network = phase("network", || network::take_over(host, outside))?;
+                machine.nics = network.nics;
+                machine.environment.interfaces = network.interfaces;
+                machine.workload.process.oom_score_adj
+            }
+            Self::Infra(infra) => infra.oom_score_adj,
+        };
+        let own_pids = rustix::process::getpid() == Pid::INIT;
+        phase("confine", || confine::process(oom_score_adj, own_pids))
+    }
+
+    fn terminal(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Vmm(machine) => machine.stdio.controlling_terminal(),
+            Self::Infra(_) => None,
+        }
+    }
+
+    fn environment(&mut self) -> &mut Environment {
+        match self {
+            Self::Vmm(machine) => &mut machine.environment,
+            Self::Infra(infra) => &mut infra.environment,
+        }
+    }
+
+    fn run(self, channel: VmmEnd) -> u8 {
+        match self {
+            Self::Vmm(machine) => machine::run(*machine, channel),
+            Self::Infra(infra) => infra::run(*infra, channel),
+        }
+    }
+}
+
+/// Makes the container's process: a VMM, and boots the guest in it, or what stands in its place. On success the container is
+/// *created* and its record names the process. On failure no process is left; the caller removes the rest.
+pub fn launch(container: &mut Container, host: &HostSpec, role: Role, inherited: &[RawFd]) -> Result<Pid> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("child subreaper")?;
     let (ours, theirs) = UnixStream::pair().context("socket pair")?;
     let outside = Namespace::current()?;
@@ -83,12 +126,12 @@ pub fn launch(
             container,
             host,
             outside,
-            machine,
+            role,
             VmmEnd::new(theirs),
             inherited,
         ))
     };
-    drop((theirs, machine));
+    drop((theirs, role));
     let mut channel = CreatorEnd::new(ours);
     let result = attend(container, host, &mut channel, intermediate);
     if result.is_err() {
@@ -160,7 +203,7 @@ fn intermediate(
     container: &Container,
     host: &HostSpec,
     outside: Namespace,
-    machine: Machine,
+    role: Role,
     mut channel: VmmEnd,
     inherited: &[RawFd],
 ) -> u8 {
@@ -176,7 +219,7 @@ fn intermediate(
         return fail(&mut channel, &error);
     }
     let announced = match fork() {
-        Ok(None) => return vmm(container, host, outside, machine, channel),
+        Ok(None) => return vmm(container, host, outside, role, channel),
         Ok(Some(pid)) => channel.send(&FromVmm::Forked(pid.as_raw_pid())),
         Err(error) => Err(error),
     };
@@ -188,27 +231,21 @@ fn vmm(
     container: &Container,
     host: &HostSpec,
     outside: Namespace,
-    mut machine: Machine,
+    mut role: Role,
     mut channel: VmmEnd,
 ) -> u8 {
     let confined = (|| -> Result<()> {
         await_go(&mut channel)?;
-        confine::session(machine.stdio.controlling_terminal())?;
-        namespaces::name(host, &mut machine.environment)?;
+        confine::session(role.terminal())?;
+        namespaces::name(host, role.environment())?;
         let mut state = container.oci_state(Status::Created);
         // As seen in the container's namespaces, where these hooks run (runtime-spec config.md#createcontainer-hooks).
         state["pid"] = rustix::process::getpid().as_raw_pid().into();
         hooks::run_all("createContainer", &host.hooks.create_container, &state)?;
-        let network = phase("network", || network::take_over(host, outside))?;
-        machine.nics = network.nics;
-        machine.environment.interfaces = network.interfaces;
-        phase("confine", || {
-            let own_pids = rustix::process::getpid() == Pid::INIT;
-            confine::process(machine.workload.process.oom_score_adj, own_pids)
-        })
+        role.confine(host, outside)
     })();
     match confined {
-        Ok(()) => machine::run(machine, channel),
+        Ok(()) => role.run(channel),
         Err(error) => fail(&mut channel, &error),
     }
 }

@@ -12,7 +12,7 @@
 //! The process ends with the workload's exit status, which is how conmon and containerd's shim learn it.
 
 mod monitor;
-mod sandbox;
+pub mod sandbox;
 pub mod stdio;
 pub mod terminal;
 
