@@ -300,8 +300,8 @@ fn fields_that_are_missing_or_wrong() {
         ),
         (
             "host device",
-            |c| c["linux"]["devices"] = json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]),
-            &["linux.devices[0]", "/dev/sda"],
+            |c| c["linux"]["devices"] = json!([{"path": "/dev/mem", "type": "c", "major": 1, "minor": 1}]),
+            &["linux.devices[0]", "/dev/mem"],
         ),
         (
             "namespace twice",

@@ -436,7 +436,7 @@ fn the_bundle_decides_how_large_the_machine_is() {
 fn devices_are_made_where_they_are_wanted() {
     let cwrun = Cwrun::new();
     let script = r#"
-        for at in /srv/zeros /dev/null /run/pipe /dev/net/tun /dev/full; do echo "$at=$(stat -c '%F %a %t:%T %u:%g' $at)"; done
+        for at in /srv/zeros /dev/null /run/pipe /dev/net/tun /dev/full /dev/none; do echo "$at=$(stat -c '%F %a %t:%T %u:%g' $at)"; done
         echo "zeros=$(head -c 4096 /srv/zeros | wc -c)"
         echo "ptmx=$(readlink /dev/ptmx)"
         echo "pipe=$( (echo through >/run/pipe &) ; cat /run/pipe)"
@@ -448,6 +448,8 @@ fn devices_are_made_where_they_are_wanted() {
             {"path": "/run/pipe", "type": "p", "fileMode": 0o600, "uid": 0, "gid": 5},
             {"path": "/dev/net/tun", "type": "u", "major": 10, "minor": 200},
             {"path": "/dev/ptmx", "type": "c", "major": 5, "minor": 2},
+            // Of no kernel.
+            {"path": "/dev/none", "type": "b", "major": 8, "minor": 666},
         ]);
     });
     let done = cwrun.run("devices", &bundle).finish().ok();
@@ -457,6 +459,7 @@ fn devices_are_made_where_they_are_wanted() {
         ("/run/pipe", "fifo 600 0:0 0:5"),
         ("/dev/net/tun", "character special file 666 a:c8 0:0"),
         ("/dev/full", "character special file 666 1:7 0:0"),
+        ("/dev/none", "block special file 666 8:29a 0:0"),
         ("zeros", "4096"),
         ("ptmx", "pts/ptmx"),
         ("pipe", "through"),

@@ -252,8 +252,15 @@ pub struct Device {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, tag = "kind", rename_all = "kebab-case")]
 pub enum DeviceKind {
-    /// A character device of the guest's kernel.
+    /// A character device: of the guest's kernel, or of none.
     Character {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A block device of no kernel: those of the guest's are its own.
+    Block {
         /// Major number.
         major: u32,
         /// Minor number.

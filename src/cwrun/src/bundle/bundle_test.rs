@@ -266,8 +266,8 @@ fn errors_name_the_field() {
             "linux.personality.flags: not supported",
         ),
         (
-            |c| c["linux"]["devices"] = json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]),
-            "linux.devices[0]: /dev/sda (8:0)",
+            |c| c["linux"]["devices"] = json!([{"path": "/my/ptmx", "type": "c", "major": 5, "minor": 2}]),
+            "linux.devices[0]: /my/ptmx (5:2)",
         ),
         (
             |c| c["linux"]["namespaces"] = json!([{"type": "pid"}, {"type": "pid"}]),

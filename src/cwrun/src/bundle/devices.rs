@@ -1,5 +1,6 @@
-//! `linux.devices`: the guest makes those that its kernel has, wherever they are to be. Everything else is an error that names it; but a
-//! privileged container, for which engines list all that the host has, gets all that the guest has.
+//! `linux.devices`: the guest makes those that its kernel has, wherever they are to be. One that only the host has is an error that names it;
+//! but a privileged container, for which engines list all that the host has, gets all that the guest has. One that neither has is a node with
+//! nothing behind it, there as here.
 
 use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
@@ -27,12 +28,16 @@ const DEFAULT_MODE: u32 = 0o666;
 
 /// Those that the guest is to make.
 pub fn devices(linux: &Linux) -> Result<Vec<Device>> {
+    devices_beside(linux, host_has)
+}
+
+fn devices_beside(linux: &Linux, host_has: impl Fn(&str, i64, i64) -> bool) -> Result<Vec<Device>> {
     let resources = linux.resources().as_ref();
     let rules = resources.and_then(|resources| resources.devices().as_deref());
     let privileged = rules.unwrap_or_default().iter().any(allows_all);
     let mut made = Vec::new();
     for (index, device) in linux.devices().iter().flatten().enumerate() {
-        match one(device) {
+        match one(device, &host_has) {
             Ok(device) => made.extend(device),
             Err(error) if privileged => tracing::debug!("linux.devices[{index}] is left out: {error:#}"),
             Err(error) => return Err(error.context(format!("config.json: linux.devices[{index}]"))),
@@ -51,23 +56,34 @@ fn allows_all(rule: &LinuxDeviceCgroup) -> bool {
         && rule.access().as_deref() == Some("rwm")
 }
 
-fn one(device: &LinuxDevice) -> Result<Option<Device>> {
+/// Whether the host's kernel has a device (`/sys/dev`, sysfs(5)); where that can't be seen, it may have it.
+fn host_has(directory: &str, major: i64, minor: i64) -> bool {
+    let directory = Path::new("/sys/dev").join(directory);
+    !directory.is_dir() || directory.join(format!("{major}:{minor}")).exists()
+}
+
+fn one(device: &LinuxDevice, host_has: impl Fn(&str, i64, i64) -> bool) -> Result<Option<Device>> {
     let path = device.path().to_str().context("path: not UTF-8")?;
     ensure!(
         path.starts_with('/') && Path::new(path).file_name().is_some() && !path.contains('\0'),
         "path: {path:?} is not the absolute path of a file"
     );
     let (major, minor) = (device.major(), device.minor());
+    let numbers = || -> Result<(u32, u32)> { Ok((u32::try_from(major)?, u32::try_from(minor)?)) };
     let kind = match device.typ() {
         LinuxDeviceType::P => DeviceKind::Fifo,
         LinuxDeviceType::C | LinuxDeviceType::U if MADE_ELSEWHERE.contains(&(path, major, minor)) => {
             return Ok(None);
         }
-        LinuxDeviceType::C | LinuxDeviceType::U if DEVICES.contains(&(major, minor)) => {
-            DeviceKind::Character {
-                major: u32::try_from(major)?,
-                minor: u32::try_from(minor)?,
-            }
+        LinuxDeviceType::C | LinuxDeviceType::U
+            if DEVICES.contains(&(major, minor)) || !host_has("char", major, minor) =>
+        {
+            let (major, minor) = numbers()?;
+            DeviceKind::Character { major, minor }
+        }
+        LinuxDeviceType::B if !host_has("block", major, minor) => {
+            let (major, minor) = numbers()?;
+            DeviceKind::Block { major, minor }
         }
         _ => bail!("{path} ({major}:{minor}) does not exist in a guest"),
     };
@@ -86,8 +102,28 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
+    /// Beside a host that has every device.
     fn made(device: Value) -> Result<Vec<Device>> {
-        devices(&serde_json::from_value(json!({"devices": [device]})).unwrap())
+        let linux = serde_json::from_value(json!({"devices": [device]})).unwrap();
+        devices_beside(&linux, |_, _, _| true)
+    }
+
+    #[test]
+    fn what_neither_has_is_a_node() {
+        for (letter, block) in [("b", true), ("c", false)] {
+            let device = json!({"path": "/dev/none", "type": letter, "major": 8, "minor": 666});
+            let linux = serde_json::from_value(json!({"devices": [device]})).unwrap();
+            let asked = |directory: &str, major, minor| {
+                assert_eq!((directory == "block", major, minor), (block, 8, 666));
+                false
+            };
+            let made = devices_beside(&linux, asked).unwrap();
+            let expected = match block {
+                true => DeviceKind::Block { major: 8, minor: 666 },
+                false => DeviceKind::Character { major: 8, minor: 666 },
+            };
+            assert_eq!(made[0].kind, expected);
+        }
     }
 
     #[test]
@@ -95,10 +131,8 @@ mod tests {
         let made = |rule: Value| {
             let listed = json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0},
                 {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}]);
-            devices(
-                &serde_json::from_value(json!({"devices": listed, "resources": {"devices": [rule]}}))
-                    .unwrap(),
-            )
+            let linux = json!({"devices": listed, "resources": {"devices": [rule]}});
+            devices_beside(&serde_json::from_value(linux).unwrap(), |_, _, _| true)
         };
         for all in [
             json!({"allow": true, "access": "rwm"}),

@@ -5,6 +5,7 @@ use super::root::Root;
 use crate::failure::{Context as _, Failure, Result};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mknodat, statat, symlinkat};
 use rustix::io::Errno;
+use std::path::Path;
 use workload::{Device, DeviceKind};
 
 /// Character devices: name, major, minor.
@@ -57,6 +58,14 @@ fn make_listed(root: &Root, device: &Device) -> Result<()> {
     let parent = root.directory(parent)?;
     let (kind, number) = match device.kind {
         DeviceKind::Character { major, minor } => (FileType::CharacterDevice, makedev(major, minor)),
+        DeviceKind::Block { major, minor }
+            if Path::new(&format!("/sys/dev/block/{major}:{minor}")).exists() =>
+        {
+            return Err(Failure::other(format!(
+                "{major}:{minor} is a disk of the guest's own"
+            )));
+        }
+        DeviceKind::Block { major, minor } => (FileType::BlockDevice, makedev(major, minor)),
         DeviceKind::Fifo => (FileType::Fifo, 0),
     };
     let mode = Mode::from_raw_mode(device.mode);
