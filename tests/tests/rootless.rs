@@ -19,6 +19,7 @@ const HOST: &str = "10.98.0.1";
 
 /// The user's podman. Nothing of a container may be left when it is dropped.
 struct User {
+    system_entries: usize,
     // Dropped last, when podman has been told to remove everything.
     _cwrun: Cwrun,
 }
@@ -43,7 +44,10 @@ impl User {
                 .finish()
                 .ok();
         });
-        Self { _cwrun: Cwrun::new() }
+        Self {
+            system_entries: system_entries(),
+            _cwrun: Cwrun::new(),
+        }
     }
 
     fn command(&self, args: &[&str]) -> Run {
@@ -69,17 +73,21 @@ impl Drop for User {
                     .collect();
                 assert!(left.is_empty(), "left in {}: {left:?}", dir.display());
             }
-            for dir in ["/run/cwrun", "/var/cache/cwrun"].map(Path::new) {
-                let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-                assert_eq!(
-                    entries.count(),
-                    0,
-                    "a user's container in {} of the system",
-                    dir.display()
-                );
-            }
+            assert_eq!(
+                system_entries(),
+                self.system_entries,
+                "a user's container in the system's directories"
+            );
         }
     }
+}
+
+/// How much is in the directories that cwrun has on behalf of the system.
+fn system_entries() -> usize {
+    ["/run/cwrun", "/var/cache/cwrun"]
+        .map(|dir| fs::read_dir(dir).into_iter().flatten().count())
+        .iter()
+        .sum()
 }
 
 fn home() -> PathBuf {
