@@ -5,6 +5,8 @@ use anyhow::{Result, bail, ensure};
 
 /// Size of the writable layer, or `ram`.
 pub const SCRATCH: &str = "io.cwrun.scratch";
+/// Whether directories of the host may be shared with the guest: `deny` or `untrusted`.
+pub const VOLUMES: &str = "io.cwrun.volumes";
 /// Number of vCPUs.
 pub const KRUN_CPUS: &str = "krun.cpus";
 /// Guest memory in MiB.
@@ -15,9 +17,10 @@ pub const KRUN_VARIANT: &str = "krun.variant";
 const HANDLER: &str = "run.oci.handler";
 
 /// All of them, sorted. An engine that gets annotations from strangers should know this list (`features`).
-pub const ALL: [&str; 6] = [
+pub const ALL: [&str; 7] = [
     crate::mkcw_disk::PASSPHRASE_FILE,
     SCRATCH,
+    VOLUMES,
     KRUN_CPUS,
     KRUN_RAM_MIB,
     KRUN_VARIANT,

@@ -12,7 +12,7 @@
 //!     createRuntime hooks                                    │
 //!     Go ───────────────────────────────────────────────────►│ createContainer hooks
 //!                                                            │ interfaces to taps
-//!                                                            │ empty root, no capabilities
+//!                                                            │ empty root, threads for volumes, no capabilities
 //!                                                            │ boot the guest
 //!     pid file, ◄──────────────────────────────── Ready ─────│
 //!     Go ───────────────────────────────────────────────────►│ serve until the workload ends
@@ -25,6 +25,7 @@
 pub mod confine;
 pub mod hooks;
 mod namespaces;
+pub mod volumes;
 
 use crate::bundle::host::HostSpec;
 use crate::channel::Channel;
@@ -38,6 +39,7 @@ use rustix::process::{Pid, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
+use volumes::Tree;
 use workload::protocol::FailureKind;
 
 /// From I or C to P.
@@ -164,19 +166,22 @@ fn intermediate(
     mut channel: VmmEnd,
     inherited: &[RawFd],
 ) -> u8 {
-    let prepared = (|| -> Result<()> {
+    let prepared = (|| -> Result<_> {
         await_go(&mut channel)?;
         confine::close(inherited);
+        let early = volumes::detach_early(host, &machine.volumes)?;
         namespaces::enter(host, || {
             channel.send(&FromVmm::MapUsers)?;
             await_go(&mut channel)
-        })
+        })?;
+        Ok(early)
     })();
-    if let Err(error) = prepared {
-        return fail(&mut channel, &error);
-    }
+    let early = match prepared {
+        Ok(early) => early,
+        Err(error) => return fail(&mut channel, &error),
+    };
     let announced = match fork() {
-        Ok(None) => return vmm(container, host, outside, machine, channel),
+        Ok(None) => return vmm(container, host, outside, machine, early, channel),
         Ok(Some(pid)) => channel.send(&FromVmm::Forked(pid.as_raw_pid())),
         Err(error) => Err(error),
     };
@@ -189,9 +194,10 @@ fn vmm(
     host: &HostSpec,
     outside: Namespace,
     mut machine: Machine,
+    early: Option<Vec<Tree>>,
     mut channel: VmmEnd,
 ) -> u8 {
-    let confined = (|| -> Result<()> {
+    let confined = (|| -> Result<_> {
         await_go(&mut channel)?;
         confine::session(machine.stdio.controlling_terminal())?;
         let mut state = container.oci_state(Status::Created);
@@ -203,11 +209,17 @@ fn vmm(
         machine.environment.interfaces = network.interfaces;
         phase("confine", || {
             let own_pids = rustix::process::getpid() == Pid::INIT;
-            confine::process(machine.workload.process.oom_score_adj, own_pids)
+            let trees = match early {
+                Some(trees) => trees,
+                None => volumes::detach(&machine.volumes)?,
+            };
+            confine::process(machine.workload.process.oom_score_adj, own_pids, trees, || {
+                machine::volumes::serve(&machine.volumes)
+            })
         })
     })();
     match confined {
-        Ok(()) => machine::run(machine, channel),
+        Ok(volumes) => machine::run(machine, volumes, channel),
         Err(error) => fail(&mut channel, &error),
     }
 }
