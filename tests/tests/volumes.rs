@@ -1,7 +1,8 @@
 //! Directories that host and guest use at the same time.
 
+use crate::podman::{IMAGE, Podman};
 use e2e::process::eventually;
-use e2e::{Bundle, Cwrun, bed, pattern};
+use e2e::{Bundle, Cwrun, bed, pattern, tree};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -80,7 +81,10 @@ fn both_sides_read_and_write_at_the_same_time() {
     fs::rename(shared.join(".go"), shared.join("go")).unwrap();
     assert_eq!(cwrun.wait(&container), 0, "{}", container.errors());
     let output = container.output();
-    assert!(output.starts_with("hello\nnow\nvolume0 /data virtiofs rw,nodev,"), "{output}");
+    assert!(
+        output.starts_with("hello\nnow\nvolume0 /data virtiofs rw,nodev,"),
+        "{output}"
+    );
     assert!(output.ends_with("d\nfrom-guest\nfrom-host\n"), "{output}");
     assert_eq!(shared.read("from-host"), "hello\nmore\n");
     assert_eq!(shared.read("d/b/c"), "deep\n");
@@ -144,7 +148,7 @@ print(os.wait()[1])
 
 /// What a file system does, asked by a program.
 const POSIX: &str = r#"
-import errno, fcntl, mmap, os, stat, threading
+import errno, fcntl, os, stat, threading
 os.chdir('/data')
 def expect(number, call, *args):
     try:
@@ -184,7 +188,7 @@ os.fchmod(f.fileno(), 0o600); os.ftruncate(f.fileno(), 2); f.seek(0); assert f.r
 f.close()
 # Without a name, and then with one.
 fd = os.open('.', os.O_TMPFILE | os.O_RDWR, 0o640); os.write(fd, b'nameless')
-os.link(f'/proc/self/fd/{fd}', 'named', follow_symlinks=True); os.close(fd)
+os.link(f'/proc/self/fd/{fd}', 'named', src_dir_fd=os.open('/', os.O_RDONLY), follow_symlinks=True); os.close(fd)
 assert open('named').read() == 'nameless' and os.stat('named').st_mode & 0o777 == 0o640
 # Extended attributes.
 os.setxattr('one', 'user.a', b'x' * 1000)
@@ -193,12 +197,6 @@ expect(errno.EEXIST, os.setxattr, 'one', 'user.a', b'', os.XATTR_CREATE)
 os.removexattr('one', 'user.a')
 expect(errno.ENODATA, os.getxattr, 'one', 'user.a')
 expect(errno.EOPNOTSUPP, os.setxattr, 'one', 'system.posix_acl_access', b'')
-# Mapped memory.
-fd = os.open('mapped', os.O_CREAT | os.O_RDWR, 0o644); os.ftruncate(fd, 3 * 4096)
-m = mmap.mmap(fd, 3 * 4096)
-os.pwrite(fd, b'written', 100); assert m[100:107] == b'written'
-m[5000:5006] = b'mapped'; m.flush(); assert os.pread(fd, 6, 5000) == b'mapped'
-m[9000:9004] = b'late'; m.close(); os.close(fd)
 # Appending, by two who don't know of each other.
 a, b = (os.open('log', os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644) for _ in range(2))
 for n in range(10): os.write((a, b)[n % 2], b'%d' % n)
@@ -248,16 +246,55 @@ fn it_is_a_file_system_as_posix_has_it() {
     )
     .with(|config| {
         for set in ["bounding", "effective", "permitted"] {
-            let set = config["process"]["capabilities"][set].as_array_mut().expect("a list");
+            let set = config["process"]["capabilities"][set]
+                .as_array_mut()
+                .expect("a list");
             set.push("CAP_MKNOD".into());
         }
     });
     let done = cwrun.run("posix", &bundle).deadline(300).finish().ok();
     assert_eq!(done.text(), "done\n");
-    let mapped = fs::read(shared.join("mapped")).unwrap();
-    assert_eq!((&mapped[5000..5006], &mapped[9000..9004]), (&b"mapped"[..], &b"late"[..]));
     assert_eq!(shared.read("named"), "nameless");
     assert_eq!(shared.read("log"), "0123456789");
+}
+
+/// Writes, reads and maps a file at random.
+const EXERCISE: &str = env!("CARGO_BIN_EXE_exercise-file");
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn files_are_what_was_written_and_mapped() {
+    let shared = Shared::new();
+    // The program comes in another volume, with its libraries.
+    let program = Shared::new();
+    let call = tree::carry(
+        Path::new(EXERCISE),
+        &program.join("exercise"),
+        "/exercise/exercise",
+    );
+    let cwrun = Cwrun::new();
+    let rounds = e2e::rounds(300, 20_000);
+    let calls: Vec<_> = (1..4)
+        .map(|seed| format!("{} /data/{seed} {rounds} {seed} &", call.join(" ")))
+        .collect();
+    let bundle = with(
+        Bundle::on(
+            &bed().debian(),
+            ["sh", "-c", &format!("{} wait", calls.join(" "))],
+        ),
+        &[
+            bind(&shared.path(), "/data", &[]),
+            bind(&program.path(), "/exercise", &["ro"]),
+        ],
+    );
+    let output = cwrun.run("exercise", &bundle).deadline(1200).finish().ok().text();
+    let mut sums: Vec<_> = output.lines().collect();
+    sums.sort_unstable();
+    let mut expected: Vec<_> = ["1", "2", "3"]
+        .map(|name| pattern::sha256(&fs::read(shared.join(name)).unwrap()))
+        .into();
+    expected.sort_unstable();
+    assert_eq!(sums, expected);
 }
 
 #[test]
@@ -305,7 +342,11 @@ fn a_large_file_arrives_whole_both_ways() {
     eprintln!("64 MiB in three times and out twice: {:?}", started.elapsed());
     assert_eq!(output, format!("{sum}  -\n{sum}  -\n"));
     for name in ["out", "odd"] {
-        assert_eq!(pattern::sha256(&fs::read(shared.join(name)).unwrap()), sum, "{name}");
+        assert_eq!(
+            pattern::sha256(&fs::read(shared.join(name)).unwrap()),
+            sum,
+            "{name}"
+        );
     }
 }
 
@@ -324,7 +365,9 @@ fn a_read_only_volume_changes_in_no_way() {
         done; cat file";
     let bundle = with(Bundle::script(text), &[bind(&shared.path(), "/data", &["ro"])]).with(|config| {
         for set in ["bounding", "effective", "permitted"] {
-            let set = config["process"]["capabilities"][set].as_array_mut().expect("a list");
+            let set = config["process"]["capabilities"][set]
+                .as_array_mut()
+                .expect("a list");
             set.push("CAP_SYS_ADMIN".into());
         }
     });
@@ -427,7 +470,10 @@ fn what_the_host_renames_meanwhile_leads_nowhere_else() {
     assert_eq!(cwrun.wait(&container), 0);
     eprintln!("{rounds} rounds of renames");
     let output = container.output();
-    assert!(output.ends_with("over\n") && !output.contains("secret"), "{output}");
+    assert!(
+        output.ends_with("over\n") && !output.contains("secret"),
+        "{output}"
+    );
     assert!(!shared.outside("written").exists() && !shared.outside("c").exists());
     cwrun.ok(["delete", "race"]);
 }
@@ -443,7 +489,9 @@ fn nothing_is_left_when_the_machine_is_killed() {
     );
     let container = cwrun.create("killed", &bundle);
     cwrun.ok(["start", "killed"]);
-    eventually("the guest writes", 60, || shared.join("file").exists().then_some(()));
+    eventually("the guest writes", 60, || {
+        shared.join("file").exists().then_some(())
+    });
     let pid = rustix::process::Pid::from_raw(container.pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     assert_eq!(cwrun.wait(&container), 128 + 9);
@@ -478,18 +526,59 @@ fn only_their_threads_may_do_anything_with_files() {
         let capabilities = u64::from_str_radix(&field("CapPrm:"), 16).unwrap();
         let expected = match field("Name:").as_str() {
             // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETFCAP.
-            "volume0" => 1 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 31,
+            "volume0" => 1 | (1 << 1) | (1 << 3) | (1 << 4) | (1 << 31),
             "volume1" => 1 << 1,
             _ => 0,
         };
         assert_eq!(capabilities, expected, "{status}");
-        assert_eq!((field("CapBnd:"), field("NoNewPrivs:"), field("Seccomp:")), ("0000000000000000".into(), "1".into(), "2".into()), "{status}");
+        assert_eq!(
+            (field("CapBnd:"), field("NoNewPrivs:"), field("Seccomp:")),
+            ("0000000000000000".into(), "1".into(), "2".into()),
+            "{status}"
+        );
         seen.push(field("Name:"));
     }
-    assert!(seen.iter().filter(|name| name.starts_with("volume")).count() == 2, "{seen:?}");
+    assert!(
+        seen.iter().filter(|name| name.starts_with("volume")).count() == 2,
+        "{seen:?}"
+    );
     let root = PathBuf::from(format!("/proc/{}/root", container.pid));
     assert!(fs::write(root.join("volumes/1/new"), "").is_err());
     cwrun.ok(["delete", "--force", "threads"]);
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn in_a_user_namespace_owners_are_those_of_its_map() {
+    let shared = Shared::new();
+    // Nobody but the host's root gets to it by its path.
+    fs::set_permissions(shared.outside(""), fs::Permissions::from_mode(0o700)).unwrap();
+    std::os::unix::fs::chown(shared.path(), Some(100_000), Some(100_000)).unwrap();
+    fs::write(shared.join("theirs"), "").unwrap();
+    fs::write(shared.join("mine"), "").unwrap();
+    std::os::unix::fs::chown(shared.join("mine"), Some(101_000), Some(100_005)).unwrap();
+    let cwrun = Cwrun::new();
+    let text = "cd /data; stat -c '%n %u %g' mine theirs; mkdir made; touch made/f; chown 7:8 made/f
+        chown 100:100 theirs 2>/dev/null || echo refused";
+    let bundle = script(&shared, text).with(|config| {
+        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+        config["linux"]["namespaces"]
+            .as_array_mut()
+            .expect("a list")
+            .push(json!({"type": "user"}));
+        config["linux"]["uidMappings"] = map.clone();
+        config["linux"]["gidMappings"] = map;
+    });
+    let output = cwrun.run("mapped", &bundle).finish().ok().text();
+    assert_eq!(output, "mine 1000 5\ntheirs 65534 65534\nrefused\n");
+    let owner = |name: &str| {
+        fs::metadata(shared.join(name))
+            .map(|meta| (meta.uid(), meta.gid()))
+            .unwrap()
+    };
+    assert_eq!(owner("made"), (100_000, 100_000));
+    assert_eq!(owner("made/f"), (100_007, 100_008));
+    assert_eq!(owner("theirs"), (0, 0));
 }
 
 #[test]
@@ -504,4 +593,70 @@ fn a_container_may_be_denied_any() {
     }
     let bundle = script(&shared, "true").annotation("io.cwrun.volumes", "untrusted");
     cwrun.run("allowed", &bundle).finish().ok();
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn podman_shares_directories_and_volumes() {
+    let podman = Podman::new();
+    let shared = Shared::new();
+    fs::write(shared.join("file"), "from the host\n").unwrap();
+    let bound = format!("{}:/data", shared.path().display());
+    let run = |volume: &str, script: &str| {
+        podman.ok(&[
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "-v",
+            volume,
+            IMAGE,
+            "sh",
+            "-c",
+            script,
+        ])
+    };
+    assert_eq!(
+        run(
+            &bound,
+            "cat /data/file; echo back >/data/back; stat -c %u /data/back"
+        ),
+        "from the host\n0\n"
+    );
+    assert_eq!(shared.read("back"), "back\n");
+    assert_eq!(
+        run(
+            &format!("{bound}:ro"),
+            "touch /data/new 2>/dev/null || echo read-only"
+        ),
+        "read-only\n"
+    );
+    assert_eq!(run(&format!("{bound}:U,z"), "cat /data/back"), "back\n");
+    // A volume of its own: it begins with what the image has there, and keeps what is written.
+    podman.ok(&["volume", "create", "e2e-volume"]);
+    let text = "test -s /etc/passwd && echo copied; echo kept >/etc/kept";
+    assert_eq!(run("e2e-volume:/etc", text), "copied\n");
+    assert_eq!(
+        run("e2e-volume:/v", "cat /v/kept; grep -c root /v/passwd"),
+        "kept\n1\n"
+    );
+    let text = "echo started >>/v/log; wc -l </v/log";
+    let create = [
+        "create",
+        "--name",
+        "e2e-keeps",
+        "--network",
+        "none",
+        "-v",
+        "e2e-volume:/v",
+        IMAGE,
+        "sh",
+        "-c",
+        text,
+    ];
+    podman.ok(&create);
+    assert_eq!(podman.ok(&["start", "--attach", "e2e-keeps"]), "1\n");
+    assert_eq!(podman.ok(&["start", "--attach", "e2e-keeps"]), "2\n");
+    podman.ok(&["rm", "e2e-keeps"]);
+    podman.ok(&["volume", "rm", "e2e-volume"]);
 }

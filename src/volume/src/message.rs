@@ -197,7 +197,7 @@ impl<'a> Body<'a> {
 
 /// Flags of INIT that are used here (`FUSE_*`): the guest may have several reads of a file under way,
 /// writes more than a page at once, drops what it has of a file that has changed, and looks up names of one directory side by side.
-pub const FEATURES: u32 = 1 | 1 << 5 | 1 << 12 | 1 << 15 | 1 << 18 | MAX_PAGES;
+pub const FEATURES: u32 = 1 | (1 << 5) | (1 << 12) | (1 << 15) | (1 << 18) | MAX_PAGES;
 /// `FUSE_MAX_PAGES`: the answer to INIT says how large a request may be.
 pub const MAX_PAGES: u32 = 1 << 22;
 /// The largest read or write, in pages of 4 KiB.
@@ -251,12 +251,12 @@ pub fn attributes(stat: &Statx, inode: u64, out: &mut Vec<u8>) {
 
 /// A device number as the kernel has it on the wire (`new_encode_dev`).
 fn device(major: u32, minor: u32) -> u32 {
-    (minor & 0xff) | (major & 0xfff) << 8 | (minor & !0xff) << 12
+    (minor & 0xff) | ((major & 0xfff) << 8) | ((minor & !0xff) << 12)
 }
 
 /// Such a number taken apart.
 pub fn device_parts(number: u32) -> (u32, u32) {
-    (number >> 8 & 0xfff, number & 0xff | number >> 12 & 0xfff00)
+    ((number >> 8) & 0xfff, (number & 0xff) | ((number >> 12) & 0xfff00))
 }
 
 /// `struct fuse_attr_out`: attributes that are valid for no time.

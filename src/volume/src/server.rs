@@ -397,7 +397,7 @@ impl Server {
         }
         let now = u32::from(stat.stx_mode);
         if FileType::from_raw_mode(now) != FileType::Symlink && mode & 0o7000 & !now != 0 {
-            self.chmod(made, mode & 0o7777 | now & SET_GROUP)?;
+            self.chmod(made, (mode & 0o7777) | (now & SET_GROUP))?;
         }
         Ok(())
     }
@@ -497,7 +497,7 @@ impl Server {
         self.opened.expect_room()?;
         // `O_EXCL` here says that the file will never have a name.
         let keep = OFlags::from_bits_retain(flags) & OFlags::EXCL;
-        let flags = access(flags)? - OFlags::TRUNC | keep | OFlags::TMPFILE;
+        let flags = (access(flags)? - OFlags::TRUNC) | keep | OFlags::TMPFILE;
         let parent = &self.inodes.get(header.node)?.fd;
         let file = openat2(parent, ".", flags | OFlags::CLOEXEC, first_mode(mode), BENEATH)?;
         self.give(header, &file, mode)?;

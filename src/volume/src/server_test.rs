@@ -114,7 +114,11 @@ impl Test {
     }
 
     fn open(&mut self, node: u64, flags: i32) -> Result<u64, i32> {
-        Ok(first(&self.ask(14, node, &numbers(&[flags.cast_unsigned(), 0]))?))
+        Ok(first(&self.ask(
+            14,
+            node,
+            &numbers(&[flags.cast_unsigned(), 0]),
+        )?))
     }
 
     fn create(&mut self, name: &str) -> Result<(u64, u64), i32> {
@@ -216,7 +220,8 @@ fn files_are_made_written_read_and_removed() {
     assert_eq!(test.read(handle, 3, 100).unwrap(), b"text");
     let attributes = test.ask(3, node, &[0; 16]).unwrap();
     assert_eq!(first(&attributes[24..]), 7, "its size");
-    test.ask(18, node, &[wide(&[handle]), vec![0; 16]].concat()).unwrap();
+    test.ask(18, node, &[wide(&[handle]), vec![0; 16]].concat())
+        .unwrap();
     assert_eq!(test.read(handle, 0, 1), Err(raw(Errno::BADF)));
 }
 
@@ -237,7 +242,10 @@ fn names_are_single_components() {
             (11, named.clone()),
             (12, [wide(&[ROOT]), named.clone(), text("new")].concat()),
             (12, [wide(&[ROOT]), text("dir"), named.clone()].concat()),
-            (45, [wide(&[ROOT]), vec![0; 8], text("dir"), named.clone()].concat()),
+            (
+                45,
+                [wide(&[ROOT]), vec![0; 8], text("dir"), named.clone()].concat(),
+            ),
             (13, [wide(&[dir]), named.clone()].concat()),
             (35, [numbers(&[2, 0o644, 0, 0]), named.clone()].concat()),
         ];
@@ -309,7 +317,14 @@ fn a_number_stands_for_the_same_whatever_it_is_called() {
 #[test]
 fn nothing_but_files_and_directories_is_opened() {
     let mut test = Test::new();
-    rustix::fs::mknodat(CWD, test.path("pipe"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    rustix::fs::mknodat(
+        CWD,
+        test.path("pipe"),
+        FileType::Fifo,
+        Mode::from_raw_mode(0o600),
+        0,
+    )
+    .unwrap();
     fs::create_dir(test.path("dir")).unwrap();
     let pipe = test.lookup(ROOT, "pipe").unwrap();
     // Opening it would wait for a writer.
@@ -374,7 +389,10 @@ fn what_makes_no_sense_is_an_error() {
     assert_eq!(test.ask(99, ROOT, &[]), Err(raw(Errno::NOSYS)));
     assert_eq!(test.ask(3, ROOT, &[0; 3]), Err(raw(Errno::INVAL)));
     assert_eq!(test.ask(1, ROOT, b"no end"), Err(raw(Errno::INVAL)));
-    assert_eq!(test.ask(21, ROOT, &vec![0; MAX_BODY + 1]), Err(raw(Errno::TOOBIG)));
+    assert_eq!(
+        test.ask(21, ROOT, &vec![0; MAX_BODY + 1]),
+        Err(raw(Errno::TOOBIG))
+    );
     assert!(test.raw(vec![0; 39], 100).is_none());
     // A length that is not the request's.
     let mut wrong = request(3, ROOT, &[0; 16]);
@@ -398,7 +416,11 @@ fn what_makes_no_sense_is_an_error() {
 fn the_conversation_begins_with_what_both_can() {
     let mut test = Test::new();
     let answer = test
-        .ask(26, 0, &[numbers(&[7, 41, 1 << 20, u32::MAX]), vec![0; 48]].concat())
+        .ask(
+            26,
+            0,
+            &[numbers(&[7, 41, 1 << 20, u32::MAX]), vec![0; 48]].concat(),
+        )
         .unwrap();
     assert_eq!(answer.len(), 64);
     let mut body = Body(&answer);
@@ -418,7 +440,13 @@ fn arbitrary_body() -> impl Strategy<Value = Vec<u8>> {
         Just("user.x".to_owned()),
         "[a-z./]{0,8}",
     ];
-    let number = prop_oneof![0..20u32, Just(0o10_0644), Just(0o4_0755), Just(u32::MAX), any::<u32>()];
+    let number = prop_oneof![
+        0..20u32,
+        Just(0o10_0644),
+        Just(0o4_0755),
+        Just(u32::MAX),
+        any::<u32>()
+    ];
     let part = prop_oneof![
         3 => name.prop_map(|name| text(&name)),
         3 => proptest::collection::vec(number, 1..7).prop_map(|n| numbers(&n)),

@@ -11,6 +11,7 @@
 //!
 //! The process ends with the workload's exit status, which is how conmon and containerd's shim learn it.
 
+mod landlock;
 mod monitor;
 mod sandbox;
 pub mod stdio;

@@ -3,7 +3,7 @@
 //! They are made while the process still has its capabilities. Each keeps those that root of the guest needs for its files, enters a
 //! filter of its own, and waits for its device.
 
-use super::sandbox;
+use super::{landlock, sandbox};
 use crate::bundle::mounts::Source;
 use crate::launch::confine;
 use crate::launch::volumes::{DESCRIPTORS, place};
@@ -79,7 +79,7 @@ fn thread(number: usize, readonly: bool) -> Result<Thread> {
     let handle = std::thread::Builder::new()
         .name(format!("volume{number}"))
         .spawn(move || {
-            let confined = confine(readonly);
+            let confined = confine(number, readonly);
             let failed = confined.is_err();
             // The creator waits.
             let _ = ready.send(confined);
@@ -92,8 +92,10 @@ fn thread(number: usize, readonly: bool) -> Result<Thread> {
     Ok(Thread { work, handle })
 }
 
-fn confine(readonly: bool) -> Result<()> {
+fn confine(number: usize, readonly: bool) -> Result<()> {
     crate::signal_fd::mask()?;
     confine::keep_capabilities(if readonly { READ } else { READ | WRITE }).context("capabilities")?;
+    // Its process has disks open to read. Through a descriptor of it, a thread that may do anything with files could open one to write.
+    landlock::restrict_to(&place(number)).context("landlock")?;
     sandbox::enter_for_volumes().context("seccomp")
 }
