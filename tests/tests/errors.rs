@@ -244,12 +244,13 @@ fn fields_that_are_missing_or_wrong() {
             &["mounts[0]", "/no/such"],
         ),
         (
-            "bind of a directory",
+            "bind of a directory where none may be shared",
             |c| {
+                c["annotations"]["io.cwrun.volumes"] = "deny".into();
                 c["mounts"] =
                     json!([{"destination": "/d", "type": "bind", "source": "/tmp", "options": ["rbind"]}])
             },
-            &["mounts[0]", "/tmp", "directory"],
+            &["mounts[0]", "/tmp", "directory", "io.cwrun.volumes"],
         ),
         (
             "bind of a device",

@@ -26,4 +26,5 @@ mod streams;
 mod tamper;
 mod terminal;
 mod update;
+mod volumes;
 mod wrong_input;

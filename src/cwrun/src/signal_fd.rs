@@ -28,8 +28,19 @@ const FORWARDED: [i32; 18] = [
 
 /// Blocks these signals, and SIGCHLD, for this thread and those it makes, and returns a descriptor that tells of them.
 pub fn block() -> Result<OwnedFd> {
-    // SAFETY: `set` is initialised by sigemptyset before it is used, all calls get pointers to it alone, and signalfd's
-    // result is a new descriptor that nobody else owns.
+    let set = mask()?;
+    // SAFETY: the call gets a pointer to an initialised set alone, and its result is a new descriptor that nobody else owns.
+    unsafe {
+        match libc::signalfd(-1, &set, libc::SFD_CLOEXEC) {
+            -1 => Err(std::io::Error::last_os_error()).context("signalfd"),
+            fd => Ok(OwnedFd::from_raw_fd(fd)),
+        }
+    }
+}
+
+/// Blocks these signals, and SIGCHLD, for this thread and those it makes.
+pub fn mask() -> Result<libc::sigset_t> {
+    // SAFETY: `set` is initialised by sigemptyset before it is used, and all calls get pointers to it alone.
     unsafe {
         let mut set = std::mem::zeroed();
         libc::sigemptyset(&mut set);
@@ -38,10 +49,7 @@ pub fn block() -> Result<OwnedFd> {
         }
         let result = libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
         ensure!(result == 0, "the signal mask can't be set");
-        match libc::signalfd(-1, &set, libc::SFD_CLOEXEC) {
-            -1 => Err(std::io::Error::last_os_error()).context("signalfd"),
-            fd => Ok(OwnedFd::from_raw_fd(fd)),
-        }
+        Ok(set)
     }
 }
 

@@ -59,6 +59,7 @@ fn config() -> Result<(Config, Output), Box<dyn Error>> {
         vcpus: 1,
         disks: vec![],
         nics: vec![],
+        volumes: vec![],
         vsock: Vsock {
             guest_cid: 3,
             connect: Box::new(move |port| {

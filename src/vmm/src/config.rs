@@ -3,6 +3,8 @@
 use std::fmt;
 use std::fs::File;
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
 
 /// Everything a VM is made of. All files are opened by the caller.
 pub struct Config {
@@ -22,6 +24,8 @@ pub struct Config {
     pub disks: Vec<Disk>,
     /// Network interfaces.
     pub nics: Vec<Nic>,
+    /// Directories of the host.
+    pub volumes: Vec<Volume>,
     /// The socket device.
     pub vsock: Vsock,
     /// Where the kernel's log goes as it is written, besides the tail that is kept in memory. A sink that is not ready
@@ -64,6 +68,29 @@ pub struct Nic {
     pub mtu: u16,
 }
 
+/// One virtio file system device.
+#[derive(Debug)]
+pub struct Volume {
+    /// What the guest mounts it by: 1 to 36 bytes.
+    pub tag: String,
+    /// What answers the driver's requests.
+    pub server: volume::Server,
+    /// Where it does.
+    pub thread: Thread,
+}
+
+/// A thread of the caller's that waits for what it is to do, with the privileges that it takes.
+#[derive(Debug)]
+pub struct Thread {
+    /// Where it gets its work from. It ends with that, and when there will be none.
+    pub work: mpsc::Sender<Work>,
+    /// Itself.
+    pub handle: JoinHandle<()>,
+}
+
+/// What a thread does.
+pub type Work = Box<dyn FnOnce() + Send>;
+
 /// Answers the guest's connection requests: a stream to the endpoint for this port, or `None` to refuse.
 ///
 /// It runs on the vsock thread: it must not block.
@@ -93,6 +120,7 @@ impl fmt::Debug for Config {
             .field("cmdline", &self.cmdline)
             .field("disks", &self.disks)
             .field("nics", &self.nics)
+            .field("volumes", &self.volumes)
             .field("vsock", &self.vsock)
             .finish_non_exhaustive()
     }

@@ -19,7 +19,8 @@
 //! # System calls after `start`
 //!
 //! For the owner's seccomp filter; taken from the code and checked with strace. The threads named `vcpuN`, `blockN`, `netN` and `vsock`
-//! make these, besides those of the `connect` closure. A thread may make its first ones after `start` has returned.
+//! make these, besides those of the `connect` closure. Those of volumes are the caller's: they make `read`, `write`, `preadv`,
+//! `pwritev2`, and what a `volume::Server` makes. A thread may make its first ones after `start` has returned.
 //!
 //! | call | thread | for |
 //! |---|---|---|
@@ -53,7 +54,7 @@ mod virtio;
 mod vm;
 
 pub use boot::BASE_CMDLINE;
-pub use config::{Access, Config, Connect, Disk, Nic, Vsock};
+pub use config::{Access, Config, Connect, Disk, Nic, Thread, Volume, Vsock, Work};
 pub use exit::Exit;
 pub use memory::{MAX_MEMORY_MIB, MIN_MEMORY_MIB};
 pub use vm::{Error, Running, Vm};

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use vm_memory::VolatileSlice;
 
@@ -114,6 +114,66 @@ fn transfer_all(
         }
     }
     Ok(())
+}
+
+/// Reads from `offset` of `file` until `slices` is filled or the file ends. Uses up `slices`. An error after the first bytes is left for
+/// the next call to meet.
+pub fn read_most_at(file: BorrowedFd<'_>, slices: &mut [Slice<'_>], offset: u64) -> io::Result<usize> {
+    transfer_most(slices, |vectors, done| {
+        // SAFETY: as in `transfer_all`.
+        Ok(unsafe {
+            libc::preadv(
+                file.as_raw_fd(),
+                vectors.as_ptr(),
+                vectors.len() as libc::c_int,
+                file_offset(offset.saturating_add(done as u64))?,
+            )
+        })
+    })
+}
+
+/// Writes `slices` to `file` from `offset` on, or to its end. Uses up `slices`. An error after the first bytes is left for the next
+/// call to meet.
+pub fn write_most_at(
+    file: BorrowedFd<'_>,
+    slices: &mut [Slice<'_>],
+    offset: u64,
+    at_end: bool,
+) -> io::Result<usize> {
+    let flags = if at_end { libc::RWF_APPEND } else { 0 };
+    transfer_most(slices, |vectors, done| {
+        // SAFETY: as in `transfer_all`; the kernel only reads the pieces.
+        Ok(unsafe {
+            libc::pwritev2(
+                file.as_raw_fd(),
+                vectors.as_ptr(),
+                vectors.len() as libc::c_int,
+                file_offset(offset.saturating_add(done as u64))?,
+                flags,
+            )
+        })
+    })
+}
+
+/// Calls until nothing is left or a call moves nothing. Returns how many bytes were moved.
+fn transfer_most(
+    mut slices: &mut [Slice<'_>],
+    mut call: impl FnMut(&[libc::iovec], usize) -> io::Result<libc::ssize_t>,
+) -> io::Result<usize> {
+    let mut done = 0;
+    while slices.iter().any(|slice| !slice.is_empty()) {
+        match call(&vectors(slices), done).and_then(count) {
+            Ok(Some(0)) => break,
+            Ok(Some(bytes)) => {
+                done += bytes;
+                slices = advance(slices, bytes);
+            }
+            Ok(None) => {}
+            Err(_) if done > 0 => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
 }
 
 /// Reads what one call of `readv` gives: from a tap, one packet.

@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::{self, BASE_CMDLINE};
 use crate::bus::Bus;
-use crate::config::Config;
+use crate::config::{Config, Work};
 use crate::exit::Exit;
 use crate::layout;
 use crate::memory::{self, Ram};
@@ -20,6 +20,7 @@ use crate::phase::phase;
 use crate::serial::Serial;
 use crate::vcpu::{self, Control, Vcpu};
 use crate::virtio::block::{self, Block};
+use crate::virtio::fs::{self, Fs};
 use crate::virtio::mmio::{QUEUE_NOTIFY, Transport};
 use crate::virtio::net::{self, Net};
 use crate::virtio::vsock::{self, NOTIFIED_QUEUES, Vsock, Wakes};
@@ -54,14 +55,17 @@ pub enum Error {
     /// A disk.
     #[error("can't set up a disk")]
     Disk(#[from] block::Error),
+    /// A volume.
+    #[error("can't set up a volume")]
+    Volume(#[from] fs::Error),
     /// The socket device.
     #[error("can't set up the vsock device")]
     Vsock(#[from] vsock::Error),
     /// A device's registers.
     #[error("can't set up a virtqueue")]
     Queue(#[from] virtio_queue::Error),
-    /// More disks and network interfaces than interrupt lines.
-    #[error("{0} disks and network interfaces are more than the {max} that there are interrupt lines for", max = layout::MAX_VIRTIO_DEVICES - 1)]
+    /// More disks, network interfaces and volumes than interrupt lines.
+    #[error("{0} disks, network interfaces and volumes are more than the {max} that there are interrupt lines for", max = layout::MAX_VIRTIO_DEVICES - 1)]
     TooManyDevices(usize),
     /// The host is short of something.
     #[error("the host refuses {what}")]
@@ -95,6 +99,7 @@ pub struct Vm {
     outboxes: Vec<Outbox>,
     disks: Vec<Pending<Block, EventFd>>,
     nics: Vec<Pending<Net, net::Wakes>>,
+    volumes: Vec<Pending<Fs, EventFd>>,
     vsock: Pending<Vsock, Wakes>,
     memory: Arc<Ram>,
 }
@@ -111,10 +116,11 @@ impl Vm {
             vcpus,
             disks,
             nics,
+            volumes,
             vsock,
             console,
         } = config;
-        let devices = disks.len() + nics.len();
+        let devices = disks.len() + nics.len() + volumes.len();
         if devices >= layout::MAX_VIRTIO_DEVICES {
             return Err(Error::TooManyDevices(devices));
         }
@@ -136,7 +142,7 @@ impl Vm {
             transports: vec![],
             outboxes: vec![],
         };
-        let (disks, nics, vsock) = phase("vmm.devices", || -> Result<_, Error> {
+        let (disks, nics, volumes, vsock) = phase("vmm.devices", || -> Result<_, Error> {
             let disks = disks
                 .into_iter()
                 .map(|disk| builder.disk(Block::new(disk)?))
@@ -145,11 +151,16 @@ impl Vm {
                 .into_iter()
                 .map(|nic| builder.nic(Net::new(nic)))
                 .collect::<Result<_, Error>>()?;
+            let volumes = volumes
+                .into_iter()
+                .map(|volume| builder.volume(Fs::new(volume)?))
+                .collect::<Result<_, Error>>()?;
             let ended = control
                 .ended()
                 .try_clone_to_owned()
                 .map_err(host("a descriptor"))?;
-            Ok((disks, nics, builder.vsock(Vsock::new(vsock)?, ended)?))
+            let vsock = builder.vsock(Vsock::new(vsock)?, ended)?;
+            Ok((disks, nics, volumes, vsock))
         })?;
         let DeviceBuilder {
             transports, outboxes, ..
@@ -163,6 +174,7 @@ impl Vm {
             outboxes,
             disks,
             nics,
+            volumes,
             vsock,
             memory,
         })
@@ -180,6 +192,7 @@ impl Vm {
             outboxes,
             disks,
             nics,
+            volumes,
             vsock,
             memory,
         } = self;
@@ -223,6 +236,22 @@ impl Vm {
             running
                 .threads
                 .push(thread.map_err(host("a thread for a network interface"))?);
+        }
+        for (index, volume) in volumes.into_iter().enumerate() {
+            let (work, thread) = volume.device.work(
+                format!("volume{index}"),
+                volume.inbox,
+                volume.wakes,
+                volume.interrupt,
+                Arc::clone(&memory),
+            );
+            let work: Work = Box::new(work);
+            thread
+                .work
+                .send(work)
+                .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+                .map_err(host("a thread for a volume"))?;
+            running.threads.push(thread.handle);
         }
         let Pending {
             device,
@@ -400,6 +429,19 @@ impl DeviceBuilder<'_> {
     fn disk(&mut self, device: Block) -> Result<Pending<Block, EventFd>, Error> {
         let wake = eventfd(0)?;
         let (inbox, interrupt) = self.attach(device.description(), &[&wake], &wake)?;
+        Ok(Pending {
+            device,
+            inbox,
+            wakes: wake,
+            interrupt,
+        })
+    }
+
+    /// As for a disk: one eventfd for all queues and commands.
+    fn volume(&mut self, device: Fs) -> Result<Pending<Fs, EventFd>, Error> {
+        let wake = eventfd(0)?;
+        let notifications: [&EventFd; fs::QUEUES] = [&wake; fs::QUEUES];
+        let (inbox, interrupt) = self.attach(device.description(), &notifications, &wake)?;
         Ok(Pending {
             device,
             inbox,

@@ -142,6 +142,7 @@ fn config(test: &str, report: Sender<String>, mut serve: Serve) -> Config {
         vcpus: 1,
         disks: vec![],
         nics: vec![],
+        volumes: vec![],
         vsock: Vsock {
             guest_cid: 3,
             connect: Box::new(connect),

@@ -1,10 +1,11 @@
 //! The Environment: what the engine decides per run and nobody can know beforehand.
 //!
 //! It is not part of the container's identity, so to the guest it is hostile input: it can name the machine, supply
-//! small files under fixed rules and describe the network, and it can't change what is executed.
+//! small files and directories under fixed rules and describe the network, and it can't change what is executed.
 
-use crate::{Blob, Interface};
+use crate::{Blob, Interface, MountFlag};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// What the engine supplies per run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +21,9 @@ pub struct Environment {
     pub domainname: Option<String>,
     /// Files that the engine bind-mounts into the container (resolv.conf, hosts, …), in order.
     pub files: Vec<InjectedFile>,
+    /// Directories of the host, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Volume>,
     /// Network interfaces besides the loopback.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<Interface>,
@@ -64,6 +68,43 @@ pub struct InjectedFile {
     pub content: Blob,
 }
 
+/// A directory of the host, laid over the root file system while both sides use it (virtio-fs). Its content is the host's, so nothing in
+/// it is to be trusted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Volume {
+    /// Names the device: 1 to 36 bytes.
+    pub tag: String,
+    /// Absolute path inside the container; resolved without leaving the root, created if missing.
+    pub destination: String,
+    /// How many of the Workload's mounts are made before it.
+    pub after: u32,
+    /// Flags of the mount.
+    pub flags: BTreeSet<MountFlag>,
+    /// How mounts made below it reach its copies: `shared` and the like, the last counts.
+    pub propagation: Vec<String>,
+}
+
+impl Volume {
+    /// Most volumes of a container: each takes a device.
+    pub const MAX: usize = 15;
+
+    /// The tag of the volume with this index.
+    pub fn tag(index: usize) -> String {
+        format!("volume{index}")
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        if self.tag.is_empty() || self.tag.len() > 36 || self.tag.contains('\0') {
+            return Err("a volume's tag is not 1 to 36 bytes");
+        }
+        if !self.destination.starts_with('/') || self.destination.contains('\0') {
+            return Err("a volume's destination is not an absolute path");
+        }
+        Ok(())
+    }
+}
+
 impl Environment {
     /// Limit on the sum of all injected files' sizes, in bytes.
     pub const MAX_FILE_BYTES: usize = 4 << 20;
@@ -91,6 +132,10 @@ impl Environment {
         if self.interfaces.len() > Interface::MAX {
             return Err("the environment has more than 8 network interfaces");
         }
-        self.interfaces.iter().try_for_each(Interface::check)
+        self.interfaces.iter().try_for_each(Interface::check)?;
+        if self.volumes.len() > Volume::MAX {
+            return Err("there are more than 15 volumes");
+        }
+        self.volumes.iter().try_for_each(Volume::check)
     }
 }

@@ -25,5 +25,5 @@ pub use document::{
     MountFlag, Personality, Process, Rlimit, RootFs, RootPropagation, Scheduler, SchedulerPolicy, Scratch,
     Seccomp, SeccompFlag, User, Verity, Workload,
 };
-pub use environment::{Environment, InjectedFile, Limits};
+pub use environment::{Environment, InjectedFile, Limits, Volume};
 pub use network::{Interface, Mac, Neighbour, Prefix, Route};

@@ -5,6 +5,8 @@ use anyhow::{Result, bail, ensure};
 
 /// Size of the writable layer, or `ram`.
 pub const SCRATCH: &str = "io.cwrun.scratch";
+/// Whether directories of the host may be shared with the guest: `deny` or `untrusted`.
+pub const VOLUMES: &str = "io.cwrun.volumes";
 /// Number of vCPUs.
 pub const KRUN_CPUS: &str = "krun.cpus";
 /// Guest memory in MiB.
@@ -22,10 +24,11 @@ pub const SANDBOX: [(&str, &str); 2] = [
 pub const PODMAN: (&str, &str) = ("io.container.manager", "libpod");
 
 /// All of them, sorted. An engine that gets annotations from strangers should know this list (`features`).
-pub const ALL: [&str; 9] = [
+pub const ALL: [&str; 10] = [
     PODMAN.0,
     crate::mkcw_disk::PASSPHRASE_FILE,
     SCRATCH,
+    VOLUMES,
     SANDBOX[0].0,
     SANDBOX[1].0,
     KRUN_CPUS,

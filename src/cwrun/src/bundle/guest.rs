@@ -2,7 +2,7 @@
 
 use super::Bundle;
 use super::devices;
-use super::mounts::{self, Placed};
+use super::mounts::{self, Placed, Sharing, Source};
 use super::scheduling;
 use super::seccomp;
 use super::sizing::{Limits, Sizing};
@@ -14,8 +14,9 @@ use workload::{
 };
 
 /// Splits off what the guest enforces. The Workload's root is left empty, for the caller to fill once the root file
-/// system has been converted: what is wrong with a bundle is found before that.
-pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, Environment)> {
+/// system has been converted: what is wrong with a bundle is found before that. The sources are those of the Environment's
+/// volumes, one by one.
+pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, Environment, Vec<Source>)> {
     let spec = &bundle.spec;
     let process = spec
         .process()
@@ -26,10 +27,16 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
     check_paths("maskedPaths", linux.masked_paths().as_deref())?;
     check_paths("readonlyPaths", linux.readonly_paths().as_deref())?;
     let (mut guest_mounts, mut files) = (Vec::new(), Vec::new());
-    for placed in mounts::place(&bundle.dir, spec.mounts().as_deref().unwrap_or_default())? {
+    let (mut sources, mut volumes) = (Vec::new(), Vec::new());
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    for placed in mounts::place(&bundle.dir, mounts, Sharing::of(bundle)?)? {
         match placed {
             Placed::Guest(mount) => guest_mounts.push(mount),
             Placed::File(file) => files.push(file),
+            Placed::Volume(source, volume) => {
+                sources.push(source);
+                volumes.push(volume);
+            }
         }
     }
     let workload = Workload {
@@ -60,6 +67,7 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
         hostname: spec.hostname().clone(),
         domainname: spec.domainname().clone(),
         files,
+        volumes,
         console_size: console_size(process),
         limits: limits(&linux, sizing)?,
         state: String::new(),
@@ -68,7 +76,7 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
     environment
         .check()
         .map_err(|problem| anyhow::anyhow!("config.json: {problem}"))?;
-    Ok((workload, environment))
+    Ok((workload, environment, sources))
 }
 
 /// `hooks.startContainer`, which run in the guest.

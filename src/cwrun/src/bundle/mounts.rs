@@ -1,18 +1,21 @@
-//! `mounts` of config.json: file systems that the guest makes, and files that travel into it.
+//! `mounts` of config.json: file systems that the guest makes, files that travel into it, directories that both sides use.
 //!
 //! ```text
 //!   proc sysfs tmpfs devpts mqueue cgroup   ──► Workload.mounts      made in the guest
 //!   bind of a regular file (resolv.conf, …) ──► Environment.files    copied at create
 //!   bind on /dev/shm                        ──► Workload.mounts      a tmpfs of the same size
+//!   bind of another directory               ──► Environment.volumes  shared live
+//!                                               Source               what the VMM shares
 //!   anything else                           ──► an error that names it
 //! ```
 
+use super::{Bundle, annotations};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use workload::{Blob, Environment, Filesystem, InjectedFile, Mount, MountFlag};
+use workload::{Blob, Environment, Filesystem, InjectedFile, Mount, MountFlag, Volume};
 
 /// What a mount of config.json becomes.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,6 +24,42 @@ pub enum Placed {
     Guest(Mount),
     /// Copied into the guest.
     File(InjectedFile),
+    /// Shared with the guest.
+    Volume(Source, Volume),
+}
+
+/// A directory of the host that a guest uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Its absolute path.
+    pub path: PathBuf,
+    /// The guest can't change anything in it.
+    pub readonly: bool,
+    /// What is mounted below it belongs to it.
+    pub recursive: bool,
+}
+
+/// `io.cwrun.volumes`: what a container may share with the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// Nothing.
+    Deny,
+    /// Directories. The guest can't trust what is in them.
+    Untrusted,
+}
+
+impl Sharing {
+    /// What the annotation says; without it, that directories are shared.
+    pub fn of(bundle: &Bundle) -> Result<Self> {
+        match bundle.annotation(annotations::VOLUMES) {
+            None | Some("untrusted") => Ok(Self::Untrusted),
+            Some("deny") => Ok(Self::Deny),
+            Some(other) => bail!(
+                "config.json: annotation {}: {other:?} is neither \"deny\" nor \"untrusted\"",
+                annotations::VOLUMES
+            ),
+        }
+    }
 }
 
 /// Options of mount(8), sorted into what they mean here.
@@ -29,18 +68,27 @@ struct Options {
     flags: BTreeSet<MountFlag>,
     data: Vec<String>,
     bind: bool,
+    recursive: bool,
 }
 
 /// Places every mount of the bundle.
-pub fn place(bundle: &Path, mounts: &[oci_spec::runtime::Mount]) -> Result<Vec<Placed>> {
-    let placed: Result<Vec<_>> = mounts
-        .iter()
-        .enumerate()
-        .map(|(index, mount)| {
-            place_one(bundle, mount).with_context(|| format!("config.json: mounts[{index}]"))
-        })
-        .collect();
-    let placed = placed?;
+pub fn place(bundle: &Path, mounts: &[oci_spec::runtime::Mount], sharing: Sharing) -> Result<Vec<Placed>> {
+    let mut placed = Vec::with_capacity(mounts.len());
+    let (mut volumes, mut in_guest) = (0, 0);
+    for (index, mount) in mounts.iter().enumerate() {
+        let mut one =
+            place_one(bundle, mount, sharing).with_context(|| format!("config.json: mounts[{index}]"))?;
+        match &mut one {
+            Placed::Guest(_) => in_guest += 1,
+            Placed::File(_) => {}
+            Placed::Volume(_, volume) => {
+                volume.tag = Volume::tag(volumes);
+                volume.after = in_guest;
+                volumes += 1;
+            }
+        }
+        placed.push(one);
+    }
     let injected = placed
         .iter()
         .map(|p| {
@@ -59,7 +107,7 @@ pub fn place(bundle: &Path, mounts: &[oci_spec::runtime::Mount]) -> Result<Vec<P
     Ok(placed)
 }
 
-fn place_one(bundle: &Path, mount: &oci_spec::runtime::Mount) -> Result<Placed> {
+fn place_one(bundle: &Path, mount: &oci_spec::runtime::Mount, sharing: Sharing) -> Result<Placed> {
     let destination = mount.destination().to_str().context("destination: not UTF-8")?;
     // Runtimes have always taken a relative destination as relative to the root.
     let destination = if destination.starts_with('/') {
@@ -79,8 +127,8 @@ fn place_one(bundle: &Path, mount: &oci_spec::runtime::Mount) -> Result<Placed> 
         .as_deref()
         .unwrap_or(if options.bind { "bind" } else { "" });
     let filesystem = match kind {
-        _ if options.bind => return place_bind(bundle, mount, destination, options),
-        "bind" | "rbind" => return place_bind(bundle, mount, destination, options),
+        _ if options.bind => return place_bind(bundle, mount, destination, options, sharing),
+        "bind" | "rbind" => return place_bind(bundle, mount, destination, options, sharing),
         "proc" => Filesystem::Proc,
         "sysfs" => Filesystem::Sysfs,
         "tmpfs" => Filesystem::Tmpfs,
@@ -122,12 +170,13 @@ fn place_bind(
     mount: &oci_spec::runtime::Mount,
     destination: String,
     options: Options,
+    sharing: Sharing,
 ) -> Result<Placed> {
     let source = mount
         .source()
         .as_ref()
         .with_context(|| format!("source: missing (bind mount on {destination})"))?;
-    // Of the options for the guest, these two ask for something that a copy does not have; the others, for nothing.
+    // Of the options for the guest, these two ask for something that neither a copy nor a volume has.
     let asks = |option: &&String| {
         matches!(option.as_str(), "tmpcopyup" | "remount") || !GUEST_OPTIONS.contains(&option.as_str())
     };
@@ -144,16 +193,46 @@ fn place_bind(
     if kind.is_dir() && destination == "/dev/shm" {
         return shm(&source, options.flags).map(Placed::Guest);
     }
+    if kind.is_dir() {
+        return share(source, destination, options, sharing);
+    }
     let what = match kind {
-        kind if kind.is_dir() => "a directory",
         kind if kind.is_socket() => "a socket",
         kind if kind.is_block_device() || kind.is_char_device() => "a device",
         _ => "neither a file nor a directory",
     };
     bail!(
-        "source: {} on {destination} is {what}, which can't be shared with a guest yet: only regular files can",
+        "source: {} on {destination} is {what}, which can't be shared with a guest: only directories and regular files can",
         source.display()
     )
+}
+
+/// Tag and place among the other mounts are for the caller to say.
+fn share(source: PathBuf, destination: String, options: Options, sharing: Sharing) -> Result<Placed> {
+    ensure!(
+        sharing == Sharing::Untrusted,
+        "source: {} on {destination} is a directory, and the annotation {} says that none may be shared with this guest",
+        source.display(),
+        annotations::VOLUMES
+    );
+    let volume = Volume {
+        tag: String::new(),
+        destination,
+        after: 0,
+        flags: options.flags,
+        // When an inode's times are written is for the host's file system to say.
+        propagation: options
+            .data
+            .into_iter()
+            .filter(|option| !option.ends_with("lazytime"))
+            .collect(),
+    };
+    let source = Source {
+        path: source,
+        readonly: volume.flags.contains(&MountFlag::Ro),
+        recursive: options.recursive,
+    };
+    Ok(Placed::Volume(source, volume))
 }
 
 /// A copy whose mode lacks what the flags forbid, since there is no mount to forbid it.
@@ -276,7 +355,10 @@ fn parse_options(options: &[String]) -> Result<Options> {
             continue;
         }
         match option {
-            _ if BIND_OPTIONS.contains(&option) => parsed.bind = true,
+            _ if BIND_OPTIONS.contains(&option) => {
+                parsed.bind = true;
+                parsed.recursive = option == "rbind";
+            }
             "idmap" | "ridmap" => bail!("ID-mapped mounts are not supported"),
             _ if option.starts_with("idmap=") || option.starts_with("ridmap=") => {
                 bail!("ID-mapped mounts are not supported")

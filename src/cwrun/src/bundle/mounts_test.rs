@@ -7,7 +7,7 @@ fn mounts(value: Value) -> Vec<OciMount> {
 }
 
 fn place_in(dir: &Path, value: Value) -> Result<Vec<Placed>> {
-    place(dir, &mounts(value))
+    place(dir, &mounts(value), Sharing::Untrusted)
 }
 
 #[test]
@@ -91,16 +91,60 @@ fn shared_memory_keeps_its_size() {
 }
 
 #[test]
+fn a_directory_is_a_volume_in_its_place_among_the_mounts() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("data")).unwrap();
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    let value = json!([
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        {"destination": "/data", "type": "bind", "source": "data", "options": ["rbind", "ro", "rslave", "noexec", "lazytime"]},
+        {"destination": "/file", "type": "bind", "source": "file", "options": ["bind"]},
+        {"destination": "/data/tmp", "type": "tmpfs", "source": "tmpfs"},
+        {"destination": "/data/tmp/all", "type": "bind", "source": "/", "options": ["nodev"]},
+    ]);
+    let placed = place_in(dir.path(), value).unwrap();
+    let [_, Placed::Volume(first, data), _, _, Placed::Volume(second, all)] = &placed[..] else {
+        panic!("{placed:?}")
+    };
+    let expected = Source {
+        path: dir.path().join("data"),
+        readonly: true,
+        recursive: true,
+    };
+    assert_eq!(*first, expected);
+    assert_eq!((second.readonly, second.recursive), (false, false));
+    assert_eq!((data.tag.as_str(), data.after), ("volume0", 1));
+    assert_eq!((all.tag.as_str(), all.after), ("volume1", 2));
+    assert_eq!(data.flags, [MountFlag::Ro, MountFlag::Noexec].into());
+    assert_eq!(data.propagation, ["rslave"]);
+}
+
+#[test]
+fn a_guest_may_be_denied_directories() {
+    let value = json!([{"destination": "/data", "type": "bind", "source": "/", "options": ["rbind"]}]);
+    let error = place(Path::new("/"), &mounts(value), Sharing::Deny).unwrap_err();
+    assert_eq!(
+        format!("{error:#}"),
+        "config.json: mounts[0]: source: / on /data is a directory, and the annotation io.cwrun.volumes says that none may be shared with this guest"
+    );
+}
+
+#[test]
 fn what_cant_be_shared_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
     std::fs::File::create(dir.path().join("big"))
         .unwrap()
         .set_len(5 << 20)
         .unwrap();
     for (value, expected) in [
         (
-            json!({"destination": "/data", "type": "bind", "source": "/", "options": ["rbind"]}),
-            "mounts[0]: source: / on /data is a directory",
+            json!({"destination": "/data", "type": "bind", "source": "/", "options": ["rbind", "tmpcopyup"]}),
+            "options: \"tmpcopyup\" is not supported on a bind mount (/data)",
+        ),
+        (
+            json!({"destination": "/s", "type": "bind", "source": "socket", "options": ["rbind"]}),
+            "socket on /s is a socket, which can't be shared with a guest",
         ),
         (
             json!({"destination": "/dev/x", "type": "bind", "source": "/dev/null", "options": ["bind"]}),

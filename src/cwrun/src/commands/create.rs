@@ -153,7 +153,7 @@ fn prepare(
     args: &Create,
     console: Console,
 ) -> Result<Machine> {
-    let (mut workload, mut environment) = guest::split(bundle, &args.id, sizing)?;
+    let (mut workload, mut environment, volumes) = guest::split(bundle, &args.id, sizing)?;
     if !workload.start_hooks.is_empty() {
         environment.state = state_inside(container).to_string();
     }
@@ -181,6 +181,7 @@ fn prepare(
         control: control::bind(container)?,
         status: container.status_file()?,
         nics: Vec::new(),
+        volumes,
         debug: tracing::enabled!(target: "cwrun", tracing::Level::DEBUG),
     })
 }

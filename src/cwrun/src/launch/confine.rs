@@ -1,8 +1,10 @@
 //! What the VMM process gives up before it runs a guest, since we assume that the guest takes it over.
 
+use super::volumes::{self, Tree};
 use anyhow::{Context, Result};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::thread::{CapabilitySet, CapabilitySets};
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::fd::{BorrowedFd, RawFd};
 
@@ -38,29 +40,36 @@ fn release_streams() -> Result<()> {
 /// directory; this one everybody can.
 const MOUNT_POINT: &str = "/proc";
 
-/// An empty root, no capabilities, no new privileges. `own_pids`: the process is the first of a PID namespace.
-pub fn process(oom_score_adj: Option<i32>, own_pids: bool) -> Result<()> {
+/// An empty root, no capabilities, no new privileges. `own_pids`: the process is the first of a PID namespace. `volumes` are all that is
+/// in the root; `privileged` is done when nothing else can be reached any more and before the capabilities go.
+pub fn process<T>(
+    oom_score_adj: Option<i32>,
+    own_pids: bool,
+    volumes: Vec<Tree>,
+    privileged: impl FnOnce() -> Result<T>,
+) -> Result<T> {
     if let Some(score) = oom_score_adj {
         fs::write("/proc/self/oom_score_adj", score.to_string())
             .with_context(|| format!("config.json: process.oomScoreAdj: {score}"))?;
     }
-    empty_root(own_pids).context("empty root")?;
-    drop_capabilities().context("dropping capabilities")?;
-    rustix::thread::set_no_new_privs(true).context("no_new_privs")
+    empty_root(own_pids, volumes).context("empty root")?;
+    rustix::thread::set_no_new_privs(true).context("no_new_privs")?;
+    let result = privileged()?;
+    keep_capabilities(CapabilitySet::empty()).context("dropping capabilities")?;
+    Ok(result)
 }
 
 /// In it there is only a `/proc` of the VMM's own PID namespace, and of that only the processes: engines that look for a container's
-/// processes there (`podman top`) find the VMM instead of nothing. The VMM itself may open no file.
-fn empty_root(own_pids: bool) -> Result<()> {
+/// processes there (`podman top`) find the VMM instead of nothing. The VMM itself may open no file, apart from
+/// the threads that serve volumes.
+fn empty_root(own_pids: bool, volumes: Vec<Tree>) -> Result<()> {
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount(
-        "none",
-        MOUNT_POINT,
-        "tmpfs",
-        flags,
-        Some(c"size=4k,nr_inodes=3,mode=0555"),
-    )?;
+    let descriptors = volumes::descriptors(&volumes)?;
+    // The root itself, `/proc`, what volumes need.
+    let inodes = 3 + if volumes.is_empty() { 0 } else { volumes.len() + 2 };
+    let options = CString::new(format!("size=4k,nr_inodes={inodes},mode=0555"))?;
+    rustix::mount::mount("none", MOUNT_POINT, "tmpfs", flags, options.as_c_str())?;
     rustix::process::chdir(MOUNT_POINT)?;
     // The old root comes to lie on top of the new one, and is taken off from there (pivot_root(2), NOTES).
     rustix::process::pivot_root(".", ".")?;
@@ -76,12 +85,14 @@ fn empty_root(own_pids: bool) -> Result<()> {
             Some(c"subset=pid"),
         );
     }
+    volumes::attach(volumes, descriptors)?;
     rustix::mount::mount_remount("/", flags | MountFlags::RDONLY, c"")?;
     rustix::process::chdir("/")?;
     Ok(())
 }
 
-fn drop_capabilities() -> Result<()> {
+/// Drops all capabilities of this thread but these, as far as it has them.
+pub fn keep_capabilities(kept: CapabilitySet) -> Result<()> {
     for bit in 0..64 {
         // Fails at the first capability that the kernel does not have; without CAP_SETPCAP (possible in a joined user
         // namespace) at the first of all, and then no_new_privs is what keeps the bounding set from mattering.
@@ -92,13 +103,13 @@ fn drop_capabilities() -> Result<()> {
         }
     }
     rustix::thread::clear_ambient_capability_set()?;
-    let none = CapabilitySet::empty();
+    let kept = kept & rustix::thread::capabilities(None)?.permitted;
     rustix::thread::set_capabilities(
         None,
         CapabilitySets {
-            effective: none,
-            permitted: none,
-            inheritable: none,
+            effective: kept,
+            permitted: kept,
+            inheritable: CapabilitySet::empty(),
         },
     )?;
     Ok(())

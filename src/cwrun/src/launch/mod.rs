@@ -12,7 +12,7 @@
 //!     createRuntime hooks                                    │
 //!     Go ───────────────────────────────────────────────────►│ createContainer hooks
 //!                                                            │ interfaces to taps
-//!                                                            │ empty root, no capabilities
+//!                                                            │ empty root, threads for volumes, no capabilities
 //!                                                            │ boot the guest
 //!     pid file, ◄──────────────────────────────── Ready ─────│
 //!     Go ───────────────────────────────────────────────────►│ serve until the workload ends
@@ -25,8 +25,10 @@
 pub mod confine;
 pub mod hooks;
 mod namespaces;
+pub mod volumes;
 
 use crate::bundle::host::HostSpec;
+use crate::bundle::mounts::Source;
 use crate::channel::Channel;
 use crate::failure::{self, GuestFailure};
 use crate::infra::{self, Infra};
@@ -39,6 +41,7 @@ use rustix::process::{Pid, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use volumes::Tree;
 use workload::Environment;
 use workload::protocol::FailureKind;
 
@@ -77,19 +80,39 @@ pub enum Role {
 }
 
 impl Role {
-    /// Prepares and confines this process. `outside` is the network namespace of the runtime.
-    fn confine(&mut self, host: &HostSpec, outside: Namespace) -> Result<()> {
-        let oom_score_adj = match self {
-            Self::Vmm(machine) => {
+    /// Prepares and confines this process. `outside` is the network namespace of the runtime, `early` are the volumes that had to be taken
+    /// before this process was in its namespaces.
+    fn confine(self, host: &HostSpec, outside: Namespace, early: Option<Vec<Tree>>) -> Result<Confined> {
+        let own_pids = rustix::process::getpid() == Pid::INIT;
+        match self {
+            Self::Vmm(mut machine) => {
                 let network = phase("network", || network::take_over(host, outside))?;
                 machine.nics = network.nics;
                 machine.environment.interfaces = network.interfaces;
-                machine.workload.process.oom_score_adj
+                let score = machine.workload.process.oom_score_adj;
+                let volumes = phase("confine", || {
+                    let trees = early.map_or_else(|| volumes::detach(&machine.volumes), Ok)?;
+                    confine::process(score, own_pids, trees, || {
+                        machine::volumes::serve(&machine.volumes)
+                    })
+                })?;
+                Ok(Confined::Vmm(machine, volumes))
             }
-            Self::Infra(infra) => infra.oom_score_adj,
-        };
-        let own_pids = rustix::process::getpid() == Pid::INIT;
-        phase("confine", || confine::process(oom_score_adj, own_pids))
+            Self::Infra(infra) => {
+                phase("confine", || {
+                    confine::process(infra.oom_score_adj, own_pids, Vec::new(), || Ok(()))
+                })?;
+                Ok(Confined::Infra(infra))
+            }
+        }
+    }
+
+    /// Directories of the host that are to be shared.
+    fn volumes(&self) -> &[Source] {
+        match self {
+            Self::Vmm(machine) => &machine.volumes,
+            Self::Infra(_) => &[],
+        }
     }
 
     fn terminal(&self) -> Option<BorrowedFd<'_>> {
@@ -105,10 +128,18 @@ impl Role {
             Self::Infra(infra) => &mut infra.environment,
         }
     }
+}
 
+/// The same, after that.
+enum Confined {
+    Vmm(Box<Machine>, Vec<vmm::Volume>),
+    Infra(Box<Infra>),
+}
+
+impl Confined {
     fn run(self, channel: VmmEnd) -> u8 {
         match self {
-            Self::Vmm(machine) => machine::run(*machine, channel),
+            Self::Vmm(machine, volumes) => machine::run(*machine, volumes, channel),
             Self::Infra(infra) => infra::run(*infra, channel),
         }
     }
@@ -207,19 +238,22 @@ fn intermediate(
     mut channel: VmmEnd,
     inherited: &[RawFd],
 ) -> u8 {
-    let prepared = (|| -> Result<()> {
+    let prepared = (|| -> Result<_> {
         await_go(&mut channel)?;
         confine::close(inherited);
+        let early = volumes::detach_early(host, role.volumes())?;
         namespaces::enter(host, || {
             channel.send(&FromVmm::MapUsers)?;
             await_go(&mut channel)
-        })
+        })?;
+        Ok(early)
     })();
-    if let Err(error) = prepared {
-        return fail(&mut channel, &error);
-    }
+    let early = match prepared {
+        Ok(early) => early,
+        Err(error) => return fail(&mut channel, &error),
+    };
     let announced = match fork() {
-        Ok(None) => return vmm(container, host, outside, role, channel),
+        Ok(None) => return vmm(container, host, outside, role, early, channel),
         Ok(Some(pid)) => channel.send(&FromVmm::Forked(pid.as_raw_pid())),
         Err(error) => Err(error),
     };
@@ -232,9 +266,10 @@ fn vmm(
     host: &HostSpec,
     outside: Namespace,
     mut role: Role,
+    early: Option<Vec<Tree>>,
     mut channel: VmmEnd,
 ) -> u8 {
-    let confined = (|| -> Result<()> {
+    let confined = (|| -> Result<_> {
         await_go(&mut channel)?;
         confine::session(role.terminal())?;
         namespaces::name(host, role.environment())?;
@@ -242,10 +277,10 @@ fn vmm(
         // As seen in the container's namespaces, where these hooks run (runtime-spec config.md#createcontainer-hooks).
         state["pid"] = rustix::process::getpid().as_raw_pid().into();
         hooks::run_all("createContainer", &host.hooks.create_container, &state)?;
-        role.confine(host, outside)
+        role.confine(host, outside, early)
     })();
     match confined {
-        Ok(()) => role.run(channel),
+        Ok(confined) => confined.run(channel),
         Err(error) => fail(&mut channel, &error),
     }
 }

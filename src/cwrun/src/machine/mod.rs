@@ -11,17 +11,20 @@
 //!
 //! The process ends with the workload's exit status, which is how conmon and containerd's shim learn it.
 
+mod landlock;
 mod monitor;
 pub mod sandbox;
 pub mod stdio;
 pub mod terminal;
+pub mod volumes;
 
+use crate::bundle::mounts::Source;
 use crate::launch::{self, VmmEnd};
 use crate::state::StatusFile;
 use std::fs::File;
 use std::os::unix::net::UnixListener;
 use stdio::Stdio;
-use vmm::Nic;
+use vmm::{Nic, Volume};
 use workload::protocol::Keys;
 use workload::{Environment, Workload};
 
@@ -41,6 +44,8 @@ pub struct Machine {
     pub scratch: Option<File>,
     /// Network devices, which `environment` describes to the guest.
     pub nics: Vec<Nic>,
+    /// Directories of the host, which `environment` describes to the guest.
+    pub volumes: Vec<Source>,
     /// What runs in the guest.
     pub workload: Workload,
     /// The engine's per-run values.
@@ -59,9 +64,9 @@ pub struct Machine {
     pub debug: bool,
 }
 
-/// Runs the VM to its end. Returns the process's exit status.
-pub fn run(machine: Machine, mut channel: VmmEnd) -> u8 {
-    match monitor::Monitor::boot(machine, &mut channel) {
+/// Runs the VM to its end. `volumes` are served already. Returns the process's exit status.
+pub fn run(machine: Machine, volumes: Vec<Volume>, mut channel: VmmEnd) -> u8 {
+    match monitor::Monitor::boot(machine, volumes, &mut channel) {
         Ok(monitor) => monitor.serve(channel),
         Err(error) => launch::fail(&mut channel, &error),
     }

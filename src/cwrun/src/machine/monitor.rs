@@ -71,7 +71,7 @@ pub struct Monitor {
 
 impl Monitor {
     /// Boots the guest and has it prepare the workload.
-    pub fn boot(machine: Machine, channel: &mut VmmEnd) -> Result<Self> {
+    pub fn boot(machine: Machine, volumes: Vec<vmm::Volume>, channel: &mut VmmEnd) -> Result<Self> {
         let signals = signal_fd::block()?;
         let terminal = machine
             .stdio
@@ -112,6 +112,7 @@ impl Monitor {
             vcpus: machine.vcpus,
             disks,
             nics: machine.nics,
+            volumes,
             vsock: vmm::Vsock {
                 guest_cid: protocol::GUEST_CID,
                 connect,

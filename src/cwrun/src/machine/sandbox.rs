@@ -103,13 +103,63 @@ const ALLOWED: &[(&str, &[libc::c_long])] = &[
     ("calls of the C library that it can do without", &MISSING),
 ];
 
+/// Allowed besides to a thread that serves a volume.
+const ALLOWED_FOR_VOLUMES: &[(&str, &[libc::c_long])] = &[
+    (
+        "files by names and descriptors, in a root where there is nothing else",
+        &[
+            libc::SYS_openat2,
+            libc::SYS_readlinkat,
+            libc::SYS_getdents64,
+            libc::SYS_statfs,
+            libc::SYS_fstatfs,
+            libc::SYS_pwritev2,
+            libc::SYS_copy_file_range,
+            libc::SYS_ftruncate,
+            libc::SYS_fsync,
+        ],
+    ),
+    (
+        "what makes and changes them",
+        &[
+            libc::SYS_mkdirat,
+            libc::SYS_mknodat,
+            libc::SYS_symlinkat,
+            libc::SYS_linkat,
+            libc::SYS_unlinkat,
+            libc::SYS_renameat2,
+            libc::SYS_fchownat,
+            libc::SYS_fchmodat,
+            libc::SYS_utimensat,
+        ],
+    ),
+    (
+        "extended attributes",
+        &[
+            libc::SYS_getxattr,
+            libc::SYS_setxattr,
+            libc::SYS_listxattr,
+            libc::SYS_removexattr,
+        ],
+    ),
+];
+
 /// Answered with ENOSYS instead of an end. The arguments of clone3 lie in memory where no filter can check them, and the C
 /// library then uses clone; it opens `/proc/sys/vm/overcommit_memory` before it gives memory back, and can do without.
 const MISSING: [libc::c_long; 2] = [libc::SYS_clone3, libc::SYS_openat];
 
 /// Restricts this thread and all that it makes to these calls; any other ends the process.
 pub fn enter() -> Result<()> {
-    for filter in [missing()?, allow_list()?] {
+    load(allow_list(&[])?)
+}
+
+/// The same for a thread that serves a volume, which may do with files what guests ask for.
+pub fn enter_for_volumes() -> Result<()> {
+    load(allow_list(ALLOWED_FOR_VOLUMES)?)
+}
+
+fn load(allowed: SeccompFilter) -> Result<()> {
+    for filter in [missing()?, allowed] {
         seccompiler::apply_filter(&BpfProgram::try_from(filter)?)?;
     }
     Ok(())
@@ -126,9 +176,10 @@ fn missing() -> Result<SeccompFilter> {
     )?)
 }
 
-fn allow_list() -> Result<SeccompFilter> {
+fn allow_list(more: &[(&str, &[libc::c_long])]) -> Result<SeccompFilter> {
     let mut rules: BTreeMap<_, Vec<SeccompRule>> = ALLOWED
         .iter()
+        .chain(more)
         .flat_map(|(_, calls)| calls.iter().map(|call| (*call, Vec::new())))
         .collect();
     let exec = libc::PROT_EXEC as u64;

@@ -134,9 +134,7 @@ impl Container<'_> {
 
     /// Puts everything into the root that is not in the image.
     fn furnish(&self, root: &Root, stdio: &Stdio) -> Result<Option<Terminal>> {
-        for mount in &self.workload.mounts {
-            mounts::mount(root, mount)?;
-        }
+        mounts::mount_all(root, &self.workload.mounts, &self.environment.volumes)?;
         devices::make(root, &self.workload.devices)?;
         let terminal = match stdio {
             Stdio::Pipes(_) => None,

@@ -13,15 +13,47 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
-use workload::{Filesystem, InjectedFile, Mount, MountFlag};
+use workload::{Filesystem, InjectedFile, Mount, MountFlag, Volume};
 
-/// Mounts one entry of `mounts`.
-pub fn mount(root: &Root, entry: &Mount) -> Result<()> {
+/// Mounts the entries of `mounts`, and the volumes where they belong between them.
+pub fn mount_all(root: &Root, entries: &[Mount], volumes: &[Volume]) -> Result<()> {
+    let mut volumes = volumes.iter().peekable();
+    for (before, entry) in (0u32..).zip(entries) {
+        while let Some(volume) = volumes.next_if(|volume| volume.after <= before) {
+            share(root, volume)?;
+        }
+        mount(root, entry)?;
+    }
+    volumes.try_for_each(|volume| share(root, volume))
+}
+
+fn mount(root: &Root, entry: &Mount) -> Result<()> {
     place(root, entry).map_err(|failure| Failure::other(format!("mount {}: {failure}", entry.destination)))
 }
 
-fn place(root: &Root, entry: &Mount) -> Result<()> {
-    let target = root.directory(&entry.destination)?;
+fn share(root: &Root, volume: &Volume) -> Result<()> {
+    place_volume(root, volume)
+        .map_err(|failure| Failure::other(format!("mount {}: {failure}", volume.destination)))
+}
+
+/// A volume never has devices: their numbers would be those of the guest, and what they stand for the host's to say.
+fn place_volume(root: &Root, volume: &Volume) -> Result<()> {
+    let target = target(root, &volume.destination)?;
+    let attributes = attributes(&volume.flags) | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let mut filesystem = NewFs::open("virtiofs")?.source(&volume.tag)?;
+    for option in superblock_flags(&volume.flags) {
+        filesystem = filesystem.set(option)?;
+    }
+    let mounted = filesystem
+        .mount(attributes)?
+        .attach(&target)
+        .context(|| "attach".into())?;
+    propagate(&mounted, &volume.propagation)
+}
+
+/// The directory that is to be mounted over.
+fn target(root: &Root, destination: &str) -> Result<OwnedFd> {
+    let target = root.directory(destination)?;
     let at_root = statat(&target, "", AtFlags::EMPTY_PATH)
         .and_then(|meta| {
             Ok((meta.st_dev, meta.st_ino)
@@ -31,6 +63,11 @@ fn place(root: &Root, entry: &Mount) -> Result<()> {
     if at_root {
         return Err(Failure::other("the root itself can't be mounted over"));
     }
+    Ok(target)
+}
+
+fn place(root: &Root, entry: &Mount) -> Result<()> {
+    let target = target(root, &entry.destination)?;
     if entry.options.iter().any(|option| option == "remount") {
         return remount(&target, entry);
     }
@@ -50,7 +87,7 @@ fn place(root: &Root, entry: &Mount) -> Result<()> {
             .context(|| "make it read-only".into())?;
     }
     let mounted = mounted.attach(&target).context(|| "attach".into())?;
-    propagate(&mounted, entry)
+    propagate(&mounted, &entry.options)
 }
 
 /// Changes what is mounted at `target` already: the flags become those of the entry, options are added (mount(8), `remount`).
@@ -84,12 +121,12 @@ fn remount(target: &OwnedFd, entry: &Mount) -> Result<()> {
         ..sys::NO_CHANGE
     };
     sys::change_mount(target, change, false).context(|| "remount".into())?;
-    propagate(target, entry)
+    propagate(target, &entry.options)
 }
 
 /// How mounts made below this one reach its copies: the last such option counts. Without one a mount is private.
-fn propagate(mount: &OwnedFd, entry: &Mount) -> Result<()> {
-    let Some((kind, recursive)) = entry.options.iter().rev().find_map(|option| propagation(option)) else {
+fn propagate(mount: &OwnedFd, options: &[String]) -> Result<()> {
+    let Some((kind, recursive)) = options.iter().rev().find_map(|option| propagation(option)) else {
         return Ok(());
     };
     let change = libc::mount_attr {
@@ -117,15 +154,23 @@ fn propagation(option: &str) -> Option<(u64, bool)> {
 /// Options for the file system itself: those that OCI runtimes interpret are taken out, the two flags that belong to
 /// the superblock added.
 fn superblock_options(entry: &Mount) -> impl Iterator<Item = &str> {
-    let flag = |flag, name| entry.flags.contains(&flag).then_some(name);
     entry
         .options
         .iter()
         .map(String::as_str)
         .filter(|option| !matches!(*option, "tmpcopyup" | "notmpcopyup" | "remount"))
         .filter(|option| propagation(option).is_none() && !option.starts_with(Mount::SOURCE))
-        .chain(flag(MountFlag::Sync, "sync"))
-        .chain(flag(MountFlag::Dirsync, "dirsync"))
+        .chain(superblock_flags(&entry.flags))
+}
+
+fn superblock_flags(flags: &BTreeSet<MountFlag>) -> impl Iterator<Item = &str> {
+    let option = |flag, name| flags.contains(&flag).then_some(name);
+    [
+        option(MountFlag::Sync, "sync"),
+        option(MountFlag::Dirsync, "dirsync"),
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// What `/proc/mounts` shows as the source.

@@ -134,6 +134,7 @@ impl Machine {
             vcpus: 2,
             disks,
             nics: vec![],
+            volumes: Vec::new(),
             vsock: Vsock {
                 guest_cid: GUEST_CID,
                 connect: Box::new(connect),

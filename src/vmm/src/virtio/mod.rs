@@ -16,6 +16,7 @@
 
 mod backing;
 pub mod block;
+pub mod fs;
 pub mod mmio;
 pub mod net;
 pub mod queue;

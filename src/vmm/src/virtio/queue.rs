@@ -223,17 +223,22 @@ impl<'m> Buffer<'m> {
 
     /// Copies the next `N` bytes out, or nothing if there are fewer.
     pub fn read<const N: usize>(&mut self) -> Option<[u8; N]> {
-        if self.len() < N {
-            return None;
-        }
         let mut bytes = [0; N];
-        let mut rest = &mut bytes[..];
-        self.take(N, |piece| {
+        self.read_into(&mut bytes).then_some(bytes)
+    }
+
+    /// Copies the next bytes out into all of `bytes`, or nothing if there are fewer. Whether it did.
+    pub fn read_into(&mut self, bytes: &mut [u8]) -> bool {
+        if self.len() < bytes.len() {
+            return false;
+        }
+        let mut rest = &mut *bytes;
+        self.take(rest.len(), |piece| {
             let (now, later) = std::mem::take(&mut rest).split_at_mut(piece.len());
             piece.copy_to(now);
             rest = later;
         });
-        Some(bytes)
+        true
     }
 
     /// Copies `bytes` into the next pieces; those beyond the end are dropped. Returns how many had room.
