@@ -256,7 +256,10 @@ fn device(major: u32, minor: u32) -> u32 {
 
 /// Such a number taken apart.
 pub fn device_parts(number: u32) -> (u32, u32) {
-    ((number >> 8) & 0xfff, (number & 0xff) | ((number >> 12) & 0xfff00))
+    (
+        (number >> 8) & 0xfff,
+        (number & 0xff) | ((number >> 12) & 0xfff00),
+    )
 }
 
 /// `struct fuse_attr_out`: attributes that are valid for no time.
