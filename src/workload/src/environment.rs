@@ -139,3 +139,39 @@ impl Environment {
         self.volumes.iter().try_for_each(Volume::check)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes_are_what_a_guest_can_mount() {
+        let sound = Volume {
+            tag: Volume::tag(0),
+            destination: "/data".into(),
+            after: 7,
+            flags: BTreeSet::new(),
+            propagation: vec![],
+        };
+        let check = |volumes| {
+            let environment = Environment {
+                volumes,
+                ..Environment::default()
+            };
+            environment.check()
+        };
+        assert_eq!(check(vec![sound.clone(); Volume::MAX]), Ok(()));
+        assert!(check(vec![sound.clone(); Volume::MAX + 1]).is_err());
+        for tag in [String::new(), "x".repeat(37), "a\0b".into()] {
+            let volume = Volume { tag, ..sound.clone() };
+            assert!(check(vec![volume]).is_err());
+        }
+        for destination in ["data", "", "/da\0ta"] {
+            let volume = Volume {
+                destination: destination.into(),
+                ..sound.clone()
+            };
+            assert!(check(vec![volume]).is_err());
+        }
+    }
+}

@@ -212,6 +212,10 @@ mod tests {
 
     /// Runs `work` in a forked child under the filter and returns its wait status.
     fn confined(work: impl FnOnce()) -> i32 {
+        confined_by(enter, work)
+    }
+
+    fn confined_by(enter: fn() -> Result<()>, work: impl FnOnce()) -> i32 {
         // SAFETY: the child runs only `work`, which allocates nothing that another thread could have locked, and leaves
         // by `_exit`.
         unsafe {
@@ -251,6 +255,25 @@ mod tests {
             }
         });
         assert_eq!(status, 0);
+    }
+
+    #[test]
+    fn a_thread_of_a_volume_opens_files_and_makes_no_socket() {
+        let open = || {
+            let flags = rustix::fs::OFlags::RDONLY;
+            let resolve = rustix::fs::ResolveFlags::empty();
+            rustix::fs::openat2(rustix::fs::CWD, "/", flags, rustix::fs::Mode::empty(), resolve)
+        };
+        let status = confined_by(enter_for_volumes, || {
+            if open().is_err() {
+                std::process::abort();
+            }
+        });
+        assert_eq!(status, 0);
+        // All others still can't.
+        assert!(libc::WIFSIGNALED(confined(|| drop(open()))));
+        let socket = || drop(std::net::TcpListener::bind("127.0.0.1:0"));
+        assert!(libc::WIFSIGNALED(confined_by(enter_for_volumes, socket)));
     }
 
     #[test]
