@@ -1,5 +1,6 @@
 //! Directories that host and guest use at the same time.
 
+use crate::layers::Stack;
 use crate::podman::{IMAGE, Podman};
 use e2e::process::eventually;
 use e2e::{Bundle, Cwrun, bed, pattern, tree};
@@ -237,12 +238,14 @@ print('done')
 #[test]
 #[ignore = "needs KVM: run in the testbed"]
 fn it_is_a_file_system_as_posix_has_it() {
-    let shared = Shared::new();
+    // On a file system with attributes of users.
+    let mut stack = Stack::new();
+    let shared = stack.layer();
     let cwrun = Cwrun::new();
     // A root that may do what the program does; capabilities as podman's.
     let bundle = with(
         Bundle::on(&bed().debian(), ["python3", "-u", "-c", POSIX]),
-        &[bind(&shared.path(), "/data", &[])],
+        &[bind(&shared, "/data", &[])],
     )
     .with(|config| {
         for set in ["bounding", "effective", "permitted"] {
@@ -254,8 +257,8 @@ fn it_is_a_file_system_as_posix_has_it() {
     });
     let done = cwrun.run("posix", &bundle).deadline(300).finish().ok();
     assert_eq!(done.text(), "done\n");
-    assert_eq!(shared.read("named"), "nameless");
-    assert_eq!(shared.read("log"), "0123456789");
+    assert_eq!(fs::read_to_string(shared.join("named")).unwrap(), "nameless");
+    assert_eq!(fs::read_to_string(shared.join("log")).unwrap(), "0123456789");
 }
 
 /// Writes, reads and maps a file at random.
