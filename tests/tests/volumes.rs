@@ -1,5 +1,6 @@
 //! Directories that host and guest use at the same time.
 
+use crate::layers::Stack;
 use crate::podman::{IMAGE, Podman};
 use e2e::process::eventually;
 use e2e::{Bundle, Cwrun, bed, pattern, tree};
@@ -222,13 +223,13 @@ assert os.wait()[1] == 0
 os.mkfifo('pipe'); t = threading.Thread(target=lambda: open('pipe', 'w').write('through')); t.start()
 assert open('pipe').read() == 'through'; t.join()
 expect(errno.EPERM, os.mknod, 'device', stat.S_IFCHR | 0o600, os.makedev(1, 3))
-# Many names, removed while they are listed.
-os.mkdir('many')
-for n in range(5000): open(f'many/{n:05}', 'w').close()
+# Many names, that the host has made; and some removed while they are listed.
 assert sorted(os.listdir('many')) == [f'{n:05}' for n in range(5000)]
-with os.scandir('many') as entries:
+os.mkdir('some')
+for n in range(300): os.link('one', f'some/{n}')
+with os.scandir('some') as entries:
     for entry in entries: os.unlink(entry.path)
-os.rmdir('many')
+os.rmdir('some')
 s = os.statvfs('.'); assert s.f_blocks > 0 and s.f_namemax == 255
 os.sync()
 print('done')
@@ -237,12 +238,18 @@ print('done')
 #[test]
 #[ignore = "needs KVM: run in the testbed"]
 fn it_is_a_file_system_as_posix_has_it() {
-    let shared = Shared::new();
+    // On a file system with attributes of users.
+    let mut stack = Stack::new();
+    let shared = stack.layer();
+    fs::create_dir(shared.join("many")).unwrap();
+    for number in 0..5000 {
+        fs::write(shared.join(format!("many/{number:05}")), "").unwrap();
+    }
     let cwrun = Cwrun::new();
     // A root that may do what the program does; capabilities as podman's.
     let bundle = with(
         Bundle::on(&bed().debian(), ["python3", "-u", "-c", POSIX]),
-        &[bind(&shared.path(), "/data", &[])],
+        &[bind(&shared, "/data", &[])],
     )
     .with(|config| {
         for set in ["bounding", "effective", "permitted"] {
@@ -254,8 +261,8 @@ fn it_is_a_file_system_as_posix_has_it() {
     });
     let done = cwrun.run("posix", &bundle).deadline(300).finish().ok();
     assert_eq!(done.text(), "done\n");
-    assert_eq!(shared.read("named"), "nameless");
-    assert_eq!(shared.read("log"), "0123456789");
+    assert_eq!(fs::read_to_string(shared.join("named")).unwrap(), "nameless");
+    assert_eq!(fs::read_to_string(shared.join("log")).unwrap(), "0123456789");
 }
 
 /// Writes, reads and maps a file at random.

@@ -45,9 +45,9 @@ pub fn run(global: &Global, args: &Events) -> Result<()> {
             next += args.interval;
             watch.print_usage()
         });
-        // Whatever can't be asked of a container that has just ended is no failure.
+        // Whatever can't be asked of a container that is about to end is no failure.
         if let Err(error) = looked
-            && lives(&container)
+            && outlives(&container, LOOK)
         {
             return Err(error);
         }
@@ -60,6 +60,18 @@ fn lives(container: &Container) -> bool {
         container.status(),
         Status::Created | Status::Running | Status::Paused
     )
+}
+
+/// Whether it still lives after some time. A VMM that has stopped to answer takes a moment to end.
+fn outlives(container: &Container, time: Duration) -> bool {
+    let deadline = Instant::now() + time;
+    while lives(container) {
+        if Instant::now() >= deadline {
+            return true;
+        }
+        std::thread::sleep(time / 100);
+    }
+    false
 }
 
 /// A container that is being looked at.
