@@ -14,7 +14,7 @@ mod lifecycle;
 mod mkcw;
 mod network;
 mod podman;
-mod podman_network;
+mod podman_networks;
 mod podman_options;
 mod podman_shell;
 mod pods;

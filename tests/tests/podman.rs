@@ -4,6 +4,7 @@ use e2e::process::{eventually, own_group};
 use e2e::{Cwrun, Finished, Run, bed};
 use serde_json::Value;
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Once;
@@ -151,7 +152,11 @@ fn failures_are_told_as_with_crun() {
         126
     );
     // A field that cannot be honoured comes out as one sentence that podman passes on.
-    let volume = [&run[..4], &["-v", "/tmp:/shared", IMAGE, "true"]].concat();
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("socket");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let volume = format!("{}:/shared", socket.display());
+    let volume = [&run[..4], &["-v", &volume, IMAGE, "true"]].concat();
     let done = podman.command(&volume).finish();
     assert!(
         done.code != 0 && done.stderr.contains("/shared"),

@@ -28,7 +28,7 @@ fn what_a_container_sees_of_its_network() {
         ));
         podman.say(&format!(
             "run --rm --network one:ip=10.77.0.9,ip6=fd00:77::9,mac=02:00:00:00:00:09
-            --network two:ip=10.78.0.9,mac=02:00:00:00:00:0a --dns 192.0.2.53 $IMAGE sh -c '({LOOK}) | sed \"s,eth[01],eth,\" | sort'"
+            --network two:ip=10.78.0.9,mac=02:00:00:00:00:0a --dns 192.0.2.53 $IMAGE sh -c '({LOOK}) | sed \"s,eth[01],eth,g\" | sort'"
         ));
         podman.say(&format!("run --rm --network none $IMAGE sh -c '{LOOK}'"));
         podman.ok("network rm one two");
