@@ -18,7 +18,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::backing::Backing;
 use super::queue::{self, Chain, Queue};
-use super::{COMMON_FEATURES, Command, Description, Inbox, Interrupt};
+use super::worker::{Device, Worker};
+use super::{COMMON_FEATURES, Description, Inbox, Interrupt};
 use crate::config::{Access, Disk};
 use crate::memory::Ram;
 
@@ -180,12 +181,11 @@ impl Block {
         memory: Arc<Ram>,
     ) -> io::Result<JoinHandle<()>> {
         let worker = Worker {
-            block: self,
+            device: self,
             name: name.clone(),
             wake,
             interrupt,
             memory,
-            queue: None,
         };
         std::thread::Builder::new()
             .name(name)
@@ -342,64 +342,22 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     array
 }
 
-/// The device's thread.
-struct Worker {
-    block: Block,
-    name: String,
-    wake: EventFd,
-    interrupt: Interrupt,
-    memory: Arc<Ram>,
-    /// While the driver runs the device.
-    queue: Option<Queue>,
-}
-
-impl Worker {
-    fn run(mut self, inbox: &Inbox) {
+impl Device for Block {
+    fn serve(&mut self, queue: &mut Queue, memory: &Ram, interrupt: &Interrupt) -> Result<(), queue::Error> {
         loop {
-            // Blocks until there is a notification or a command. An error would be one of the descriptor itself: then the
-            // device is dead.
-            match self.wake.read() {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return tracing::error!(device = self.name, %error, "the device can't be woken"),
-                Ok(_) => {}
-            }
-            while let Some(command) = inbox.next() {
-                match command {
-                    Command::Activate { queues, .. } => self.queue = queues.into_iter().next(),
-                    Command::Reset(done) => {
-                        self.queue = None;
-                        // The vCPU that waits is gone if the VM is over.
-                        let _ = done.send(());
-                    }
-                    Command::Stop => return,
-                }
-            }
-            if let Err(error) = self.process() {
-                self.interrupt.fail(&self.name, &error);
-                self.queue = None;
-            }
-        }
-    }
-
-    /// Serves requests until there are none.
-    fn process(&mut self) -> Result<(), queue::Error> {
-        let Some(queue) = &mut self.queue else {
-            return Ok(());
-        };
-        loop {
-            queue.disable_notification(&self.memory)?;
+            queue.disable_notification(memory)?;
             let mut bytes = 0;
-            while let Some(mut chain) = queue.pop(&self.memory)? {
+            while let Some(mut chain) = queue.pop(memory)? {
                 bytes += (chain.readable.len() + chain.writable.len()) as u64;
-                let written = self.block.execute(&mut chain);
-                queue.push(&self.memory, chain.head, written)?;
+                let written = self.execute(&mut chain);
+                queue.push(memory, chain.head, written)?;
                 if bytes >= INTERRUPT_AFTER {
                     bytes = 0;
-                    self.interrupt.if_needed(queue, &self.memory)?;
+                    interrupt.if_needed(queue, memory)?;
                 }
             }
-            self.interrupt.if_needed(queue, &self.memory)?;
-            if !queue.enable_notification(&self.memory)? {
+            interrupt.if_needed(queue, memory)?;
+            if !queue.enable_notification(memory)? {
                 return Ok(());
             }
         }

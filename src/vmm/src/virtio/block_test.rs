@@ -1,5 +1,6 @@
 //! Requests as a driver makes them, and as a hostile one does.
 
+use crate::virtio::Command;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;

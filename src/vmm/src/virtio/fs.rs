@@ -16,7 +16,8 @@ use vmm_sys_util::eventfd::EventFd;
 use volume::{Exchange, HEADER, Server};
 
 use super::queue::{self, Buffer, Chain, Queue};
-use super::{COMMON_FEATURES, Command, Description, Inbox, Interrupt};
+use super::worker::{Device, Worker};
+use super::{COMMON_FEATURES, Description, Inbox, Interrupt};
 use crate::config::{Thread, Volume};
 use crate::memory::Ram;
 use crate::sys;
@@ -83,73 +84,35 @@ impl Fs {
         memory: Arc<Ram>,
     ) -> (impl FnOnce() + Send, Thread) {
         let worker = Worker {
-            server: self.server,
+            device: self.server,
             name,
             wake,
             interrupt,
             memory,
-            queues: Vec::new(),
         };
         (move || worker.run(&inbox), self.thread)
     }
 }
 
-/// The device's thread.
-struct Worker {
-    server: Server,
-    name: String,
-    wake: EventFd,
-    interrupt: Interrupt,
-    memory: Arc<Ram>,
-    /// While the driver runs the device.
-    queues: Vec<Queue>,
-}
-
-impl Worker {
-    fn run(mut self, inbox: &Inbox) {
+impl Device for Server {
+    fn serve(&mut self, queue: &mut Queue, memory: &Ram, interrupt: &Interrupt) -> Result<(), queue::Error> {
         loop {
-            match self.wake.read() {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return tracing::error!(device = self.name, %error, "the device can't be woken"),
-                Ok(_) => {}
+            queue.disable_notification(memory)?;
+            while let Some(chain) = queue.pop(memory)? {
+                let head = chain.head;
+                let written = serve(self, chain);
+                queue.push(memory, head, written)?;
+                // A reader waits for this one, whatever else there is to do.
+                interrupt.if_needed(queue, memory)?;
             }
-            while let Some(command) = inbox.next() {
-                match command {
-                    Command::Activate { queues, .. } => self.queues = queues,
-                    Command::Reset(done) => {
-                        self.queues.clear();
-                        self.server.reset();
-                        // The vCPU that waits is gone if the VM is over.
-                        let _ = done.send(());
-                    }
-                    Command::Stop => return,
-                }
-            }
-            if let Err(error) = self.process() {
-                self.interrupt.fail(&self.name, &error);
-                self.queues.clear();
+            if !queue.enable_notification(memory)? {
+                return Ok(());
             }
         }
     }
 
-    /// Serves requests until there are none in any queue.
-    fn process(&mut self) -> Result<(), queue::Error> {
-        for queue in &mut self.queues {
-            loop {
-                queue.disable_notification(&self.memory)?;
-                while let Some(chain) = queue.pop(&self.memory)? {
-                    let head = chain.head;
-                    let written = serve(&mut self.server, chain);
-                    queue.push(&self.memory, head, written)?;
-                    // A reader waits for this one, whatever else there is to do.
-                    self.interrupt.if_needed(queue, &self.memory)?;
-                }
-                if !queue.enable_notification(&self.memory)? {
-                    break;
-                }
-            }
-        }
-        Ok(())
+    fn reset(&mut self) {
+        Server::reset(self);
     }
 }
 

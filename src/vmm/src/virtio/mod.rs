@@ -23,6 +23,7 @@ pub mod queue;
 #[cfg(test)]
 mod testing;
 pub mod vsock;
+mod worker;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
