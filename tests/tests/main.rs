@@ -9,6 +9,7 @@ mod events;
 mod exec;
 mod guest;
 mod hooks;
+mod host_network;
 mod layers;
 mod lifecycle;
 mod mkcw;

@@ -80,7 +80,7 @@ fn ip(command: &str) {
     Run::new("ip").args(command.split_whitespace()).finish().ok();
 }
 
-fn connect(address: &str) -> TcpStream {
+pub(crate) fn connect(address: &str) -> TcpStream {
     let address: SocketAddr = address.parse().expect("an address");
     let stream = eventually("the guest listens", 60, || {
         TcpStream::connect_timeout(&address, Duration::from_secs(5)).ok()

@@ -104,7 +104,7 @@ fn ports_names_and_neighbours() {
     });
 }
 
-fn get(address: &str, path: &str) -> std::io::Result<String> {
+pub(crate) fn get(address: &str, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     // In one packet: a server that has read its end of line may close, which is a reset while there is more to read.
@@ -122,7 +122,7 @@ fn get(address: &str, path: &str) -> std::io::Result<String> {
 }
 
 /// What comes back by UDP.
-fn ping_pong(address: &str) -> Option<String> {
+pub(crate) fn ping_pong(address: &str) -> Option<String> {
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
     socket.send_to(b"ping\n", address).ok()?;

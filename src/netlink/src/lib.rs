@@ -6,7 +6,9 @@
 //!   init ── set_link, add_* ───────────► the same again, in the guest
 //! ```
 //!
-//! One request at a time, and each waits for the kernel's answer: neither user has anything else to do meanwhile.
+//! A [`LinkWatch`] tells what becomes of links later. Else it is one request at a time, and each waits for the kernel's answer: neither user has anything else to do meanwhile.
+
+mod watch;
 
 use std::io;
 use std::net::IpAddr;
@@ -37,6 +39,8 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use workload::{Mac, Neighbour, Prefix, Route};
+
+pub use watch::{Event, LinkWatch};
 
 /// `ETH_P_ALL` (linux/if_ether.h) in network byte order, where a filter's protocol stands (`tcm_info`).
 const ALL_PROTOCOLS: u32 = (libc::ETH_P_ALL as u16).to_be() as u32;

@@ -56,16 +56,26 @@ pub enum Access {
     Scratch,
 }
 
-/// One virtio network device on a tap.
+/// One virtio network device.
 #[derive(Debug)]
 pub struct Nic {
-    /// The tap: without packet information and with virtio headers of 12 bytes (`IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`,
-    /// `TUNSETVNETHDRSZ`), set to be non-blocking.
-    pub tap: File,
+    /// What is at the other end.
+    pub link: Link,
     /// The guest's Ethernet address.
     pub mac: [u8; 6],
     /// The largest packet, in bytes, without the Ethernet header.
     pub mtu: u16,
+}
+
+/// Where the packets of a [`Nic`] come from and go to.
+#[derive(Debug)]
+pub enum Link {
+    /// A tap: without packet information and with virtio headers of 12 bytes (`IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`,
+    /// `TUNSETVNETHDRSZ`), set to be non-blocking.
+    Tap(File),
+    /// A stream of Ethernet frames, each behind its length in bytes (32 bits, big-endian), as `passt` and QEMU's `-netdev stream`
+    /// have it. Set to be non-blocking.
+    Stream(UnixStream),
 }
 
 /// One virtio file system device.

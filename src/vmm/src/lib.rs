@@ -29,7 +29,8 @@
 //! | `tgkill`, `getpid`, `rt_sigreturn` | vcpu, owner | kicks out of `KVM_RUN` |
 //! | `read` | block | waiting for a notification |
 //! | `preadv`, `pwritev`, `pwrite64`, `fdatasync`, `fallocate` | block | requests |
-//! | `readv`, `writev`, `ioctl` (`TUNSETOFFLOAD`) | net | packets; what the guest can take of them |
+//! | `readv`, `writev`, `ioctl` (`TUNSETOFFLOAD`) | net | packets of a tap; what the guest can take of them |
+//! | `recvfrom`, `sendto`, `close` | net | frames of a stream |
 //! | `write` | block, net, vsock | interrupts to the guest |
 //! | `epoll_wait`, `epoll_ctl` | net, vsock | waiting |
 //! | `recvmsg`, `sendmsg`, `sendto`, `shutdown`, `close` | vsock | streams |
@@ -54,7 +55,7 @@ mod virtio;
 mod vm;
 
 pub use boot::BASE_CMDLINE;
-pub use config::{Access, Config, Connect, Disk, Nic, Thread, Volume, Vsock, Work};
+pub use config::{Access, Config, Connect, Disk, Link, Nic, Thread, Volume, Vsock, Work};
 pub use exit::Exit;
 pub use memory::{MAX_MEMORY_MIB, MIN_MEMORY_MIB};
 pub use vm::{Error, Running, Vm};

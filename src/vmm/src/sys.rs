@@ -201,6 +201,19 @@ pub fn write_once(file: &File, slices: &[Slice<'_>]) -> io::Result<usize> {
     }
 }
 
+/// Copies `parts`, one after the other, to the front of `slices`; what has no room is dropped. Uses up `slices`.
+pub fn fill(mut slices: &mut [Slice<'_>], parts: &[&[u8]]) {
+    for part in parts {
+        let mut rest = *part;
+        while let (Some(slice), false) = (slices.first(), rest.is_empty()) {
+            let bytes = slice.len().min(rest.len());
+            slice.copy_from(&rest[..bytes]);
+            rest = &rest[bytes..];
+            slices = advance(slices, bytes);
+        }
+    }
+}
+
 /// Reads from `offset` of `file` until `slice` is filled.
 pub fn read_exact_at(file: &File, slice: &Slice<'_>, offset: u64) -> io::Result<()> {
     read_all_at(file, &mut [*slice], offset)

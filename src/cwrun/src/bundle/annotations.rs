@@ -7,6 +7,8 @@ use anyhow::{Result, bail, ensure};
 pub const SCRATCH: &str = "io.cwrun.scratch";
 /// Whether directories of the host may be shared with the guest: `deny` or `untrusted`.
 pub const VOLUMES: &str = "io.cwrun.volumes";
+/// Ports of the host that lead into a container with the host's network.
+pub const HOST_PORTS: &str = "io.cwrun.host-ports";
 /// Number of vCPUs.
 pub const KRUN_CPUS: &str = "krun.cpus";
 /// Guest memory in MiB.
@@ -24,9 +26,10 @@ pub const SANDBOX: [(&str, &str); 2] = [
 pub const PODMAN: (&str, &str) = ("io.container.manager", "libpod");
 
 /// All of them, sorted. An engine that gets annotations from strangers should know this list (`features`).
-pub const ALL: [&str; 10] = [
+pub const ALL: [&str; 11] = [
     PODMAN.0,
     crate::mkcw_disk::PASSPHRASE_FILE,
+    HOST_PORTS,
     SCRATCH,
     VOLUMES,
     SANDBOX[0].0,

@@ -9,6 +9,8 @@
 //!                       /krun-sev.json               refused without an encrypted disk beside it
 //!                       kernel_path initrd_path
 //!                       kernel_cmdline               refused: guests have cwrun's own kernel
+//!   krun.use_passt      use_passt                    nothing to do: it asks for a network device in place of libkrun's sockets,
+//!                                                    which guests have here anyway
 //!   krun.gpu_flags …    gpu_flags …                  a warning: runs without
 //! ```
 //!
@@ -28,10 +30,9 @@ const FILE: &str = ".krun_vm.json";
 const LONGEST: u64 = 64 << 10;
 
 /// Words for what is done without, in annotations (behind `krun.`) and in the file.
-const HARMLESS: [&str; 6] = [
+const HARMLESS: [&str; 5] = [
     "gpu_flags",
     "nested_virt",
-    "use_passt",
     "kernel_format",
     "virtiofs_tag",
     "virtiofs_shm_size",
@@ -118,7 +119,7 @@ fn warn_of_annotations(bundle: &Bundle) {
         .flatten()
         .filter_map(|(key, value)| Some((key, key.strip_prefix("krun.")?, value)));
     for (key, word, value) in words {
-        if !matches!(word, "cpus" | "ram_mib" | "variant") && value != "0" {
+        if !matches!(word, "cpus" | "ram_mib" | "variant" | "use_passt") && value != "0" {
             let what = if HARMLESS.contains(&word) {
                 "not available"
             } else {
@@ -162,7 +163,7 @@ impl VmFile {
         for (word, value) in &self.0 {
             let by = format!("/{FILE} in the image: {word}");
             match (word.as_str(), value) {
-                ("cpus" | "ram_mib", _) | (_, Value::Null) => {}
+                ("cpus" | "ram_mib" | "use_passt", _) | (_, Value::Null) => {}
                 ("flavor", Value::String(flavor)) => check_variant(&by, flavor)?,
                 ("flavor", _) => bail!("{by}: {value} is not a string"),
                 (word, _) if KERNEL.contains(&word) => {

@@ -10,6 +10,7 @@ use crate::launch::{self, Role};
 use crate::logging::phase;
 use crate::machine::stdio::Stdio;
 use crate::machine::{Machine, terminal};
+use crate::network::passt::Passt;
 use crate::root_disk;
 use crate::settings::Settings;
 use crate::state::{Container, ProcessId, Record, Root, Status};
@@ -83,7 +84,7 @@ pub fn create(
         .and_then(|()| container.save_config(&bundle.spec))
         .and_then(|()| match &sizing {
             None => prepare_infra(&bundle, &container).map(|infra| Role::Infra(Box::new(infra))),
-            Some(sizing) => prepare(&bundle, sizing, settings, &container, args, console)
+            Some(sizing) => prepare(&bundle, &host, sizing, settings, &container, args, console)
                 .map(|machine| Role::Vmm(Box::new(machine))),
         });
     let result = result.and_then(|role| {
@@ -147,6 +148,7 @@ fn record(args: &Create, bundle: &Bundle, host: &HostSpec) -> Result<Record> {
 /// Opens and builds everything that the VM is made of. What is cheap and may fail comes first.
 fn prepare(
     bundle: &Bundle,
+    host: &HostSpec,
     sizing: &Sizing,
     settings: &Settings,
     container: &Container,
@@ -157,6 +159,7 @@ fn prepare(
     if !workload.start_hooks.is_empty() {
         environment.state = state_inside(container).to_string();
     }
+    let passt = Passt::find(bundle, host)?;
     let kvm = crate::kvm::open()?;
     let files = GuestFiles::open()?;
     let stdio = stdio(workload.process.terminal, args.console_socket.as_deref(), console)?;
@@ -181,6 +184,8 @@ fn prepare(
         control: control::bind(container)?,
         status: container.status_file()?,
         nics: Vec::new(),
+        passt,
+        watch: None,
         volumes,
         debug: tracing::enabled!(target: "cwrun", tracing::Level::DEBUG),
     })

@@ -86,9 +86,15 @@ impl Role {
         let own_pids = rustix::process::getpid() == Pid::INIT;
         match self {
             Self::Vmm(mut machine) => {
-                let network = phase("network", || network::take_over(host, outside))?;
+                let Machine {
+                    passt, environment, ..
+                } = &mut *machine;
+                let network = phase("network", || {
+                    network::connect(host, outside, passt.as_ref(), environment)
+                })?;
                 machine.nics = network.nics;
                 machine.environment.interfaces = network.interfaces;
+                machine.watch = network.watch;
                 let score = machine.workload.process.oom_score_adj;
                 let volumes = phase("confine", || {
                     let trees = early.map_or_else(|| volumes::detach(&machine.volumes), Ok)?;

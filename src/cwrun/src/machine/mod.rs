@@ -20,7 +20,9 @@ pub mod volumes;
 
 use crate::bundle::mounts::Source;
 use crate::launch::{self, VmmEnd};
+use crate::network::passt::Passt;
 use crate::state::StatusFile;
+use netlink::LinkWatch;
 use std::fs::File;
 use std::os::unix::net::UnixListener;
 use stdio::Stdio;
@@ -44,6 +46,10 @@ pub struct Machine {
     pub scratch: Option<File>,
     /// Network devices, which `environment` describes to the guest.
     pub nics: Vec<Nic>,
+    /// What leads into the host's network, if that is to be the guest's.
+    pub passt: Option<Passt>,
+    /// Over the network namespace that the guest's interfaces are from.
+    pub watch: Option<LinkWatch>,
     /// Directories of the host, which `environment` describes to the guest.
     pub volumes: Vec<Source>,
     /// What runs in the guest.

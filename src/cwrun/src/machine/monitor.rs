@@ -6,9 +6,11 @@ use crate::channel::{Channel, Received};
 use crate::failure::{self, GuestFailure};
 use crate::launch::{FromVmm, VmmEnd};
 use crate::logging::{phase, phase_took};
+use crate::network;
 use crate::signal_fd;
 use crate::state::{Status, StatusFile};
 use anyhow::{Context, Result, bail, ensure};
+use netlink::LinkWatch;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::{AsFd, OwnedFd};
 use std::collections::HashMap;
@@ -65,6 +67,7 @@ pub struct Monitor {
     execs: HashMap<u32, Client>,
     last_exec: u32,
     endpoints: Endpoints,
+    watch: Option<LinkWatch>,
     started: bool,
     exited: Option<ExitStatus>,
 }
@@ -151,6 +154,7 @@ impl Monitor {
             execs: HashMap::new(),
             last_exec: 0,
             endpoints,
+            watch: machine.watch,
             started: false,
             exited: None,
         };
@@ -341,13 +345,16 @@ impl Monitor {
                         .values()
                         .map(|client| PollFd::new(client, PollFlags::IN)),
                 )
+                .chain(self.watch.iter().map(|watch| PollFd::new(watch, PollFlags::IN)))
                 .collect();
             poll(&mut fds, None)?;
             let happened: Vec<bool> = fds.iter().map(happened).collect();
-            let (fixed, clients) = happened.split_at(happened.len() - numbers.len());
-            let [guest, drained, signals, control, exit] = *fixed else {
+            let [guest, drained, signals, control, exit, rest @ ..] = happened.as_slice() else {
                 unreachable!("five descriptors come first")
             };
+            let [guest, drained, signals, control, exit] = [*guest, *drained, *signals, *control, *exit];
+            let (clients, watch) = rest.split_at(numbers.len());
+            let watch = watch.contains(&true);
             let speaking: Vec<u32> = numbers
                 .into_iter()
                 .zip(clients)
@@ -365,6 +372,9 @@ impl Monitor {
             }
             if signals {
                 self.forward_signal()?;
+            }
+            if watch {
+                self.tell_of_network();
             }
             if control {
                 self.serve_client()?;
@@ -572,6 +582,23 @@ impl Monitor {
         let id = self.request(request)?;
         self.waiting.insert(id, waiting);
         Ok(())
+    }
+
+    /// Engines don't ask a runtime before they change a network, so this is all that whoever asked for it will see.
+    fn tell_of_network(&mut self) {
+        let Some(watch) = &mut self.watch else { return };
+        match network::unfollowed(watch) {
+            Ok(sentences) => {
+                for sentence in sentences {
+                    tracing::warn!("{sentence}");
+                    eprintln!("cwrun: {sentence}");
+                }
+            }
+            Err(error) => {
+                tracing::warn!("changes of the network can't be seen any more: {error:#}");
+                self.watch = None;
+            }
+        }
     }
 
     fn forward_signal(&mut self) -> Result<()> {

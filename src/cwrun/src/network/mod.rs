@@ -10,16 +10,18 @@
 //! addresses. So whatever the engine does around the interface (published ports, DNS, policies) works as for any container.
 //! The tap ends with the VMM, and what then arrives is dropped.
 
+pub mod passt;
 mod tap;
 
 use crate::bundle::host::{HostSpec, Kind};
 use anyhow::{Context, Result, bail, ensure};
-use netlink::{Link, LinkChange, Netlink, RouteOf};
+use netlink::{Event, Link, LinkChange, LinkWatch, Netlink, RouteOf};
+use passt::Passt;
 use std::fs;
 use std::os::linux::fs::MetadataExt;
 use std::path::Path;
 use vmm::Nic;
-use workload::{Interface, Mac};
+use workload::{Environment, Interface, Mac};
 
 /// Names of taps begin with this.
 const TAP_PREFIX: &str = "cwrun";
@@ -31,6 +33,8 @@ pub struct Network {
     pub nics: Vec<Nic>,
     /// What the guest is told of them.
     pub interfaces: Vec<Interface>,
+    /// Over the namespace that the interfaces are from.
+    pub watch: Option<LinkWatch>,
 }
 
 /// A network namespace, to be compared with others.
@@ -52,16 +56,32 @@ impl Namespace {
     }
 }
 
-/// Takes over every interface of this process's network namespace, which is the bundle's. Nothing is taken from the namespace that
-/// the runtime itself was started in (`outside`): that is the host's, and its interfaces are nobody's to redirect.
-pub fn take_over(host: &HostSpec, outside: Namespace) -> Result<Network> {
+/// Gives the guest its network: that of this process's namespace, which is the bundle's. The namespace that the runtime itself was
+/// started in (`outside`) is the host's, whose interfaces are nobody's to redirect, and is reached through `passt`.
+pub fn connect(
+    host: &HostSpec,
+    outside: Namespace,
+    passt: Option<&Passt>,
+    environment: &mut Environment,
+) -> Result<Network> {
     let own = host
         .namespaces
         .iter()
         .any(|namespace| namespace.kind == Kind::Net);
-    if !own || Namespace::current()? == outside {
-        return Ok(Network::default());
+    if own && Namespace::current()? != outside {
+        return take_over();
     }
+    let passt = passt.context("the container has come into the host's network on its way")?;
+    let (nic, interface) = passt.start(environment)?;
+    Ok(Network {
+        nics: vec![nic],
+        interfaces: vec![interface],
+        watch: None,
+    })
+}
+
+/// Takes over every interface of this process's network namespace.
+fn take_over() -> Result<Network> {
     let mut netlink = Netlink::open()?;
     let links = netlink.links()?;
     let usable: Vec<_> = links.iter().filter(|link| link.up && !link.loopback).collect();
@@ -78,7 +98,10 @@ pub fn take_over(host: &HostSpec, outside: Namespace) -> Result<Network> {
         Interface::MAX
     );
     if usable.is_empty() {
-        return Ok(Network::default());
+        return Ok(Network {
+            watch: Some(LinkWatch::open()?),
+            ..Network::default()
+        });
     }
     let (routes, skipped) = netlink.routes()?;
     if skipped > 0 {
@@ -98,14 +121,35 @@ pub fn take_over(host: &HostSpec, outside: Namespace) -> Result<Network> {
             first_gateway(&routes, link),
             describe(&mut netlink, &routes, link, mac).with_context(context)?,
         ));
-        nics.push(connect(&mut netlink, link, mac).with_context(context)?);
+        nics.push(redirect(&mut netlink, link, mac).with_context(context)?);
     }
     // The guest adds routes interface by interface; of two default routes with one metric the first one counts, there as here.
     interfaces.sort_by_key(|(gateway, _)| *gateway);
     Ok(Network {
         nics,
         interfaces: interfaces.into_iter().map(|(_, interface)| interface).collect(),
+        // The taps are there by now.
+        watch: Some(LinkWatch::open()?),
     })
+}
+
+/// What is to be said of changes that a running guest does not follow: its devices are those that it was booted with.
+pub fn unfollowed(watch: &mut LinkWatch) -> Result<Vec<String>> {
+    let ours = |name: &str| name.starts_with(TAP_PREFIX);
+    let events = watch.events()?.into_iter();
+    Ok(events
+        .filter_map(|event| match event {
+            Event::Appeared(name) if !ours(&name) => Some(format!(
+                "network interface {name} has been added to the container's network, but a running guest does not get it: restart the \
+                 container"
+            )),
+            Event::Vanished(name) if !ours(&name) => Some(format!(
+                "network interface {name} has been removed from the container's network; the guest keeps one of that name, which leads \
+                 nowhere"
+            )),
+            _ => None,
+        })
+        .collect())
 }
 
 /// Where the first route through a gateway on this link stands.
@@ -130,7 +174,7 @@ fn describe(netlink: &mut Netlink, routes: &[RouteOf], link: &Link, mac: Mac) ->
 }
 
 /// A tap whose other side is the interface.
-fn connect(netlink: &mut Netlink, link: &Link, mac: Mac) -> Result<Nic> {
+fn redirect(netlink: &mut Netlink, link: &Link, mac: Mac) -> Result<Nic> {
     let (tap, name) = tap::open(TAP_PREFIX)?;
     let index = netlink
         .links()?
@@ -151,7 +195,7 @@ fn connect(netlink: &mut Netlink, link: &Link, mac: Mac) -> Result<Nic> {
             .context("redirecting its traffic, which needs the kernel's modules sch_ingress, cls_matchall and act_mirred")?;
     }
     Ok(Nic {
-        tap,
+        link: vmm::Link::Tap(tap),
         mac: mac.0,
         // Checked by the interface's description.
         mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),

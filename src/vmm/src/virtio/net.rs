@@ -1,4 +1,4 @@
-//! The network device (VIRTIO 1.2 §5.1): Ethernet over a tap, with one pair of queues and one thread.
+//! The network device (VIRTIO 1.2 §5.1): Ethernet over a tap or a stream, with one pair of queues and one thread.
 //!
 //! ```text
 //!   a packet in either direction: header (12 bytes) │ Ethernet frame
@@ -10,9 +10,12 @@
 //! The kernel copies between the tap and guest memory directly, headers included: the tap speaks them too (`IFF_VNET_HDR`), so
 //! checksums and segmentation that one side leaves to the other are never done here. A packet may fill several of the guest's
 //! receive buffers (VIRTIO_NET_F_MRG_RXBUF), of which the driver sees none before it has all. What the guest writes into a header
-//! is the host kernel's to judge, as for any process with a tap.
+//! is the host kernel's to judge, as for any process with a tap. A [`stream`] carries frames alone, complete ones, and copies them.
+
+mod stream;
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -22,11 +25,12 @@ use virtio_bindings::virtio_net as spec;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::queue::{self, Chain, Queue};
+use super::queue::{self, Buffer, Chain, Queue};
 use super::{COMMON_FEATURES, Command, Description, Inbox, Interrupt};
-use crate::config::Nic;
+use crate::config::{Link, Nic};
 use crate::memory::Ram;
 use crate::sys;
+use stream::Stream;
 
 /// Receive and transmit.
 const QUEUE_SIZES: &[u16] = &[256, 256];
@@ -60,7 +64,7 @@ const LEAVES: [u32; 4] = [
 const COMMAND: u64 = 0;
 const RECEIVE: u64 = 1;
 const TRANSMIT: u64 = 2;
-const TAP: u64 = 3;
+const LINK: u64 = 3;
 
 /// What wakes the device's thread.
 #[derive(Debug)]
@@ -85,16 +89,19 @@ impl Net {
 
     /// What the transport shows.
     pub fn description(&self) -> Description {
-        let features = [
+        let mut bits = vec![
             spec::VIRTIO_NET_F_MAC,
             spec::VIRTIO_NET_F_MTU,
             spec::VIRTIO_NET_F_STATUS,
             spec::VIRTIO_NET_F_MRG_RXBUF,
-        ]
-        .into_iter()
-        .chain(LEAVES)
-        .chain(TAKES.map(|(feature, _)| feature))
-        .fold(COMMON_FEATURES, |features, bit| features | 1 << bit);
+        ];
+        if let Link::Tap(_) = self.0.link {
+            bits.extend(LEAVES);
+            bits.extend(TAKES.map(|(feature, _)| feature));
+        }
+        let features = bits
+            .into_iter()
+            .fold(COMMON_FEATURES, |features, bit| features | 1 << bit);
         // `struct virtio_net_config` (VIRTIO 1.2 §5.1.4).
         let mut config = Vec::with_capacity(12);
         config.extend(self.0.mac);
@@ -147,10 +154,49 @@ struct Active {
     longest: usize,
 }
 
+/// The way out.
+#[derive(Debug)]
+enum Wire {
+    Tap(File),
+    Stream(Box<Stream>),
+}
+
+impl Wire {
+    fn new(link: Link) -> Wire {
+        match link {
+            Link::Tap(tap) => Wire::Tap(tap),
+            Link::Stream(socket) => Wire::Stream(Box::new(Stream::new(socket))),
+        }
+    }
+
+    /// Whether a packet can be sent. If not, the wire says when: it becomes writable.
+    fn has_room(&self) -> bool {
+        match self {
+            Wire::Tap(_) => true,
+            Wire::Stream(stream) => stream.has_room(),
+        }
+    }
+
+    /// Sends a packet of the guest's. What a tap does not take is lost, as on any wire.
+    fn send(&mut self, packet: &mut Buffer<'_>) {
+        match self {
+            Wire::Tap(tap) => drop(sys::write_once(tap, packet.rest())),
+            Wire::Stream(stream) => stream.send(packet),
+        }
+    }
+
+    fn flush(&mut self) {
+        if let Wire::Stream(stream) = self {
+            stream.flush();
+        }
+    }
+}
+
 /// The device's thread.
 #[derive(Debug)]
 struct Worker {
-    nic: Nic,
+    wire: Wire,
+    mtu: u16,
     name: String,
     /// Watched by `epoll`, which would forget them if they were closed.
     _wakes: Wakes,
@@ -179,19 +225,24 @@ impl Worker {
         memory: Arc<Ram>,
     ) -> io::Result<Worker> {
         let epoll = Epoll::new()?;
-        for (fd, token) in [
-            (wakes.command.as_raw_fd(), COMMAND),
-            (wakes.receive.as_raw_fd(), RECEIVE),
-            (wakes.transmit.as_raw_fd(), TRANSMIT),
-            (nic.tap.as_raw_fd(), TAP),
+        let link = match &nic.link {
+            Link::Tap(tap) => (tap.as_raw_fd(), EventSet::IN),
+            Link::Stream(socket) => (socket.as_raw_fd(), EventSet::IN | EventSet::OUT),
+        };
+        for ((fd, events), token) in [
+            ((wakes.command.as_raw_fd(), EventSet::IN), COMMAND),
+            ((wakes.receive.as_raw_fd(), EventSet::IN), RECEIVE),
+            ((wakes.transmit.as_raw_fd(), EventSet::IN), TRANSMIT),
+            (link, LINK),
         ] {
-            // Edge-triggered: every write to an eventfd is an event, and nobody has to read its counter. The tap is read until
+            // Edge-triggered: every write to an eventfd is an event, and nobody has to read its counter. The link is read until
             // it is empty, or when buffers come.
-            let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token);
+            let event = EpollEvent::new(events | EventSet::EDGE_TRIGGERED, token);
             epoll.ctl(ControlOperation::Add, fd, event)?;
         }
         Ok(Worker {
-            nic,
+            wire: Wire::new(nic.link),
+            mtu: nic.mtu,
             name,
             _wakes: wakes,
             interrupt,
@@ -251,17 +302,19 @@ impl Worker {
             .into_iter()
             .filter(|(feature, _)| accepted(*feature))
             .fold(0, |offloads, (_, offload)| offloads | offload);
-        // SAFETY: the request takes a number, and the descriptor is a tap, or the call fails.
-        let result = unsafe {
-            libc::ioctl(
-                self.nic.tap.as_raw_fd(),
-                libc::TUNSETOFFLOAD,
-                libc::c_ulong::from(offloads),
-            )
-        };
-        if result != 0 {
-            // Segmentation without checksums (VIRTIO 1.2 §5.1.3.1), which no driver may accept.
-            return Err(Broken::Features(features));
+        if let Wire::Tap(tap) = &self.wire {
+            // SAFETY: the request takes a number, and the descriptor is a tap, or the call fails.
+            let result = unsafe {
+                libc::ioctl(
+                    tap.as_raw_fd(),
+                    libc::TUNSETOFFLOAD,
+                    libc::c_ulong::from(offloads),
+                )
+            };
+            if result != 0 {
+                // Segmentation without checksums (VIRTIO 1.2 §5.1.3.1), which no driver may accept.
+                return Err(Broken::Features(features));
+            }
         }
         let segmented = [spec::VIRTIO_NET_F_GUEST_TSO4, spec::VIRTIO_NET_F_GUEST_TSO6];
         self.active = Some(Active {
@@ -271,7 +324,7 @@ impl Worker {
             longest: if segmented.into_iter().any(accepted) {
                 MAX_PACKET
             } else {
-                OVERHEAD + usize::from(self.nic.mtu)
+                OVERHEAD + usize::from(self.mtu)
             },
         });
         Ok(())
@@ -282,9 +335,9 @@ impl Worker {
         let Some(active) = &mut self.active else {
             return Ok(Progress::Idle);
         };
-        let sent = active.transmit(&self.nic, &self.memory)?;
+        let sent = active.transmit(&mut self.wire, &self.memory)?;
         self.interrupt.if_needed(&mut active.transmit, &self.memory)?;
-        let received = active.receive(&self.nic, &self.memory)?;
+        let received = active.receive(&mut self.wire, &self.memory)?;
         self.interrupt.if_needed(&mut active.receive, &self.memory)?;
         Ok(if [sent, received].contains(&Progress::More) {
             Progress::More
@@ -295,70 +348,132 @@ impl Worker {
 }
 
 impl Active {
-    /// From the guest to the tap. What the tap does not take is lost, as on any wire.
-    fn transmit(&mut self, nic: &Nic, memory: &Ram) -> Result<Progress, Broken> {
+    /// From the guest to the wire.
+    fn transmit(&mut self, wire: &mut Wire, memory: &Ram) -> Result<Progress, Broken> {
         let queue = &mut self.transmit;
         queue.disable_notification(memory)?;
-        for _ in 0..ROUND {
-            let Some(chain) = queue.pop(memory)? else {
-                return Ok(if queue.enable_notification(memory)? {
-                    Progress::More
-                } else {
-                    Progress::Idle
-                });
-            };
-            if (HEADER..=MAX_PACKET).contains(&chain.readable.len()) {
-                let _ = sys::write_once(&nic.tap, chain.readable.rest());
-            }
-            queue.push(memory, chain.head, 0)?;
-        }
-        Ok(Progress::More)
-    }
-
-    /// From the tap to the guest, as long as it has buffers.
-    fn receive(&mut self, nic: &Nic, memory: &Ram) -> Result<Progress, Broken> {
-        let queue = &mut self.receive;
-        queue.disable_notification(memory)?;
-        let mut buffers = VecDeque::new();
+        // What a stream did not take before.
+        wire.flush();
         let mut progress = Progress::More;
         for _ in 0..ROUND {
-            if !gather(queue, memory, &mut buffers, self.longest, self.mergeable)? {
-                // Asked for while the rest waits in the queue, where the driver's next notification finds it.
+            if !wire.has_room() {
+                wire.flush();
+                if !wire.has_room() {
+                    progress = Progress::Idle;
+                    break;
+                }
+            }
+            let Some(mut chain) = queue.pop(memory)? else {
                 progress = if queue.enable_notification(memory)? {
                     Progress::More
                 } else {
                     Progress::Idle
                 };
                 break;
-            }
-            let room = if self.mergeable { buffers.len() } else { 1 };
-            let pieces: Vec<_> = buffers
-                .iter()
-                .take(room)
-                .flat_map(|chain: &Chain<'_>| chain.writable.rest())
-                .copied()
-                .collect();
-            let bytes = match sys::read_once(&nic.tap, &pieces) {
-                Ok(0) => break,
-                Ok(bytes) => bytes,
-                // Empty; the next packet is an event.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    progress = Progress::Idle;
-                    break;
-                }
-                // The tap went away with its namespace: the link is dead, and nothing else.
-                Err(error) => {
-                    tracing::debug!(%error, "a tap can't be read");
-                    progress = Progress::Idle;
-                    break;
-                }
             };
-            hand_over(queue, memory, &mut buffers, bytes)?;
+            if (HEADER..=MAX_PACKET).contains(&chain.readable.len()) {
+                wire.send(&mut chain.readable);
+            }
+            queue.push(memory, chain.head, 0)?;
         }
-        // Last first, so that each is the one that was taken last.
-        buffers.iter().for_each(|_| queue.undo_pop());
+        wire.flush();
         Ok(progress)
     }
+
+    /// From the wire to the guest, as long as it has buffers.
+    fn receive(&mut self, wire: &mut Wire, memory: &Ram) -> Result<Progress, Broken> {
+        self.receive.disable_notification(memory)?;
+        let mut buffers = VecDeque::new();
+        let mut progress = Progress::More;
+        for _ in 0..ROUND {
+            let filled = match wire {
+                Wire::Tap(tap) => self.receive_packet(tap, memory, &mut buffers)?,
+                Wire::Stream(stream) => self.receive_frame(stream, memory, &mut buffers)?,
+            };
+            match filled {
+                Filled::Bytes(bytes) => hand_over(&mut self.receive, memory, &mut buffers, bytes)?,
+                Filled::NothingToRead => {
+                    progress = Progress::Idle;
+                    break;
+                }
+                Filled::NoBuffers => {
+                    // Asked for while the rest waits in the queue, where the driver's next notification finds it.
+                    if !self.receive.enable_notification(memory)? {
+                        progress = Progress::Idle;
+                    }
+                    break;
+                }
+            }
+        }
+        // Last first, so that each is the one that was taken last.
+        buffers.iter().for_each(|_| self.receive.undo_pop());
+        Ok(progress)
+    }
+
+    /// Has the kernel read the tap's next packet into the guest's buffers, in which there is room for any.
+    fn receive_packet<'m>(
+        &mut self,
+        tap: &File,
+        memory: &'m Ram,
+        buffers: &mut VecDeque<Chain<'m>>,
+    ) -> Result<Filled, Broken> {
+        if !gather(&mut self.receive, memory, buffers, self.longest, self.mergeable)? {
+            return Ok(Filled::NoBuffers);
+        }
+        let room = if self.mergeable { buffers.len() } else { 1 };
+        let pieces: Vec<_> = buffers
+            .iter()
+            .take(room)
+            .flat_map(|chain: &Chain<'_>| chain.writable.rest())
+            .copied()
+            .collect();
+        match sys::read_once(tap, &pieces) {
+            Ok(0) => Ok(Filled::NothingToRead),
+            Ok(bytes) => Ok(Filled::Bytes(bytes)),
+            // Empty; the next packet is an event.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Filled::NothingToRead),
+            // The tap went away with its namespace: the link is dead, and nothing else.
+            Err(error) => {
+                tracing::debug!(%error, "a tap can't be read");
+                Ok(Filled::NothingToRead)
+            }
+        }
+    }
+
+    /// Copies the stream's next frame into the guest's buffers, behind a header that says nothing of it.
+    fn receive_frame<'m>(
+        &mut self,
+        stream: &mut Stream,
+        memory: &'m Ram,
+        buffers: &mut VecDeque<Chain<'m>>,
+    ) -> Result<Filled, Broken> {
+        let Some(frame) = stream.frame() else {
+            return Ok(Filled::NothingToRead);
+        };
+        let bytes = HEADER + frame.len();
+        if !gather(&mut self.receive, memory, buffers, bytes, self.mergeable)? {
+            return Ok(Filled::NoBuffers);
+        }
+        // `hand_over` writes the number of buffers into the first one, so that one stays as it is.
+        let mut pieces: Vec<_> = buffers
+            .iter()
+            .flat_map(|chain| chain.writable.rest())
+            .copied()
+            .collect();
+        sys::fill(&mut pieces, &[&[0; HEADER], frame]);
+        stream.drop_frame();
+        Ok(Filled::Bytes(bytes))
+    }
+}
+
+/// What has become of the guest's receive buffers.
+enum Filled {
+    /// They hold a packet of so many bytes, header included.
+    Bytes(usize),
+    /// There are not enough of them.
+    NoBuffers,
+    /// Nothing came.
+    NothingToRead,
 }
 
 /// Takes buffers until there is room for a packet of `longest` bytes. `false` if the driver has not put up enough.
