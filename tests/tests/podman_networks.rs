@@ -1,7 +1,7 @@
 //! podman's networks (netavark, aardvark-dns), with cwrun and with crun: what the container has of them and what reaches it must be the same.
 
 use crate::podman::{IMAGE, Podman};
-use crate::podman_shell::same;
+use crate::podman_shell::{same, same_with};
 use e2e::process::eventually;
 use e2e::{Run, rounds};
 use std::io::{ErrorKind, Read, Write};
@@ -78,6 +78,15 @@ fn ports_names_and_neighbours() {
                 .map_err(|error| error.kind())
                 .err()
         ));
+        podman.ok("exec --detach server nc -l -p 82 -e sleep 1");
+        let reset = eventually("a connection to be reset", 60, || {
+            let mut stream = TcpStream::connect("10.77.0.5:82").ok()?;
+            stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
+            // Nobody reads it, so the end is a reset.
+            stream.write_all(b"something").ok()?;
+            Some(stream.read(&mut [0; 10]).map_err(|error| error.kind()))
+        });
+        podman.note(format!("a connection that is broken off: {reset:?}"));
         podman.note(format!("UDP: {:?}", ping_pong("10.77.0.5:7")));
         podman.note(format!("UDP there: {:?}", get("10.77.0.5:80", "/ping").ok()));
         podman.note(format!(
@@ -156,6 +165,115 @@ fn many_connections() {
             assert_eq!(request.join().unwrap().as_deref(), Ok("page\n"));
         }
     }
+}
+
+/// podman's older networks, made by the programs of CNI: the interface is there before the runtime is called, as with netavark.
+const CNI: &str = r#"
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+[network]
+network_backend = "cni"
+cni_plugin_dirs = ["/usr/lib/cni"]
+network_config_dir = "/tmp/podman-test/cni"
+"#;
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn networks_of_cni() {
+    same_with(Some(CNI), |podman| {
+        podman.ok("network create --subnet 10.79.0.0/24 --disable-dns lan");
+        podman.say("info --format '{{.Host.NetworkBackend}}'");
+        podman.say(&format!(
+            "run --rm --network lan --ip 10.79.0.9 --mac-address 02:00:00:00:00:19 $IMAGE sh -c '{LOOK}'"
+        ));
+        podman.say(&format!(
+            "run --detach --name server --network lan --ip 10.79.0.5 --publish 8081:80 $IMAGE sh -c '{SERVER}'"
+        ));
+        for address in ["127.0.0.1:8081", "10.79.0.5:80"] {
+            let page = eventually(address, 60, || get(address, "/").ok());
+            podman.note(format!("{address}: {page}"));
+        }
+        podman.note(format!("UDP: {:?}", ping_pong("10.79.0.5:7")));
+        podman.say(
+            "run --rm --network lan $IMAGE sh -c 'wget -qO- http://10.79.0.5/; nc -w 5 10.79.0.5 81 </dev/null || echo refused;
+            ping -c 1 -w 20 10.79.0.5 >/dev/null && echo ping'",
+        );
+        podman.say("rm --force --time 0 server");
+        podman.ok("network rm lan");
+    });
+}
+
+/// Containers on one interface of the host reach each other; their host they don't, with any runtime.
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn networks_of_macvlan() {
+    let ip = |line: &str| Run::new("ip").args(line.split(' ')).finish().ok();
+    ip("link add lower type dummy");
+    ip("link set lower up");
+    same(|podman| {
+        podman.ok("network create --driver macvlan --opt parent=lower --subnet 10.76.0.0/24 --gateway 10.76.0.1 lan");
+        podman.say(&format!(
+            "run --rm --network lan --ip 10.76.0.9 --mac-address 02:00:00:00:00:29 $IMAGE sh -c '{LOOK}'"
+        ));
+        podman.say(&format!(
+            "run --detach --name server --network lan --ip 10.76.0.5 $IMAGE sh -c '{SERVER}'"
+        ));
+        podman.say(
+            "run --rm --network lan $IMAGE sh -c 'until wget -qO- http://10.76.0.5/; do sleep 1; done;
+            ping -c 1 -w 20 10.76.0.5 >/dev/null && echo ping'",
+        );
+        podman.say("rm --force --time 0 server");
+        podman.ok("network rm lan");
+    });
+    ip("link delete lower");
+}
+
+/// Whoever changes a network of a running container finds out in its log that the guest goes on with what it had.
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn a_network_that_is_connected_later_is_spoken_of_in_the_log() {
+    let podman = Podman::new();
+    for name in ["first", "second"] {
+        podman.ok(&["network", "create", name]);
+    }
+    podman.ok(&[
+        "run",
+        "--detach",
+        "--name",
+        "c",
+        "--network",
+        "first",
+        IMAGE,
+        "sleep",
+        "1000",
+    ]);
+    podman.ok(&["network", "connect", "second", "c"]);
+    let said = |text: &str| {
+        eventually(text, 30, || {
+            podman
+                .command(&["logs", "c"])
+                .finish()
+                .ok()
+                .stderr
+                .contains(text)
+                .then_some(())
+        });
+    };
+    said(
+        "network interface eth1 has been added to the container's network, but a running guest does not get it",
+    );
+    podman.ok(&["network", "disconnect", "second", "c"]);
+    said("network interface eth1 has been removed");
+    // It is there after a restart.
+    podman.ok(&["network", "connect", "second", "c"]);
+    podman.ok(&["restart", "--time", "0", "c"]);
+    assert_eq!(
+        podman.ok(&["exec", "c", "ls", "/sys/class/net"]),
+        "eth0\neth1\nlo\n"
+    );
+    podman.ok(&["rm", "--force", "--time", "0", "c"]);
+    podman.ok(&["network", "rm", "first", "second"]);
 }
 
 /// One network namespace has one address of each kind, and only one machine can have it.

@@ -4,11 +4,13 @@ use crate::podman::{IMAGE, Podman, as_installed};
 use e2e::process::eventually;
 use e2e::{Run, bed};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// podman with one runtime, in a shell: `$TEST` is a directory with files for it, `$IMAGE` the image.
 pub struct Shell {
     crun: bool,
+    /// A file in place of the bed's `containers.conf`.
+    configuration: Option<PathBuf>,
     said: Vec<String>,
 }
 
@@ -21,10 +23,11 @@ impl Shell {
         // One line, so that options may be written in several.
         let words = words.replace("\n            ", " ");
         let line = format!("exec podman --runtime {} {words}", runtime.display());
-        as_installed(Run::new("sh").args(["-c", &line]))
-            .env("IMAGE", IMAGE)
-            .env("TEST", TEST)
-            .deadline(120)
+        let mut run = as_installed(Run::new("sh").args(["-c", &line]));
+        if let Some(path) = &self.configuration {
+            run = run.env("CONTAINERS_CONF", path);
+        }
+        run.env("IMAGE", IMAGE).env("TEST", TEST).deadline(120)
     }
 
     /// Runs `podman`, which must succeed.
@@ -75,14 +78,26 @@ impl Shell {
 /// Does the same with either runtime and compares what was said.
 #[track_caller]
 pub fn same(scene: impl Fn(&mut Shell)) {
+    same_with(None, scene);
+}
+
+/// The same with this `containers.conf`.
+#[track_caller]
+pub fn same_with(configuration: Option<&str>, scene: impl Fn(&mut Shell)) {
     let _podman = Podman::new();
     let test = Path::new(TEST);
     fs::create_dir_all(test).expect("the bed is writable");
     fs::write(test.join("file"), "from the host\n").expect("the bed is writable");
     fs::write(test.join("environment"), "FROM_FILE=of a file\n").expect("the bed is writable");
     let [ours, theirs] = [false, true].map(|crun| {
+        let path = Path::new(TEST).join("containers.conf");
+        let configuration = configuration.map(|text| {
+            fs::write(&path, text).expect("the bed is writable");
+            path
+        });
         let mut shell = Shell {
             crun,
+            configuration,
             said: Vec::new(),
         };
         scene(&mut shell);

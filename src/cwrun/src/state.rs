@@ -117,6 +117,9 @@ pub struct Record {
     pub vmm: Option<ProcessId>,
     /// The cgroup, if one is used.
     pub cgroup: Option<cgroup::Location>,
+    /// The network namespace whose interfaces become the guest's, if it is one that others made.
+    #[serde(default)]
+    pub network: Option<PathBuf>,
     /// Hooks for later commands.
     pub hooks: Hooks,
     /// How large the VM is. Not in records of containers that an earlier release made.

@@ -15,6 +15,7 @@ fn record(id: &str) -> Record {
         sizing: None,
         cache: None,
         infra: false,
+        network: None,
     }
 }
 

@@ -46,6 +46,16 @@ pub use watch::{Event, LinkWatch};
 const ALL_PROTOCOLS: u32 = (libc::ETH_P_ALL as u16).to_be() as u32;
 /// Priority of the one filter that there is on an interface.
 const FILTER_PRIORITY: u32 = 1;
+/// By this number it is known for ours.
+const FILTER: TcHandle = TcHandle {
+    major: u16::from_be_bytes(*b"cw"),
+    minor: u16::from_be_bytes(*b"ru"),
+};
+/// Where filters of what arrives hang.
+const INGRESS: TcHandle = TcHandle {
+    major: TcHandle::INGRESS.major,
+    minor: 0,
+};
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -327,22 +337,11 @@ impl Netlink {
     /// Sends whatever arrives at interface `from` out of interface `to`; this system's own stack sees none of it. Replaces what else
     /// was done with traffic that arrives there.
     pub fn redirect(&mut self, from: u32, to: u32) -> Result<()> {
-        let index = i32::try_from(from).map_err(|_| Error::Refused(io::ErrorKind::InvalidInput.into()))?;
-        let mut qdisc = TcMessage::with_index(index);
-        qdisc.header.parent = TcHandle::INGRESS;
-        qdisc.header.handle = TcHandle {
-            major: TcHandle::INGRESS.major,
-            minor: 0,
-        };
-        qdisc.attributes = vec![TcAttribute::Kind("ingress".to_owned())];
+        let index = index_of(from)?;
         // One that a VM before us has left, with a filter that leads nowhere any more.
-        match self.tell(RouteNetlinkMessage::DelQueueDiscipline(qdisc.clone()), 0) {
-            Err(Error::Refused(error))
-                if [Some(libc::ENOENT), Some(libc::EINVAL)].contains(&error.raw_os_error()) => {}
-            other => other?,
-        }
+        if_there(self.tell(RouteNetlinkMessage::DelQueueDiscipline(ingress(index)), 0))?;
         self.tell(
-            RouteNetlinkMessage::NewQueueDiscipline(qdisc),
+            RouteNetlinkMessage::NewQueueDiscipline(ingress(index)),
             NLM_F_CREATE | NLM_F_EXCL,
         )?;
         let mut mirror = TcMirror::default();
@@ -356,10 +355,8 @@ impl Netlink {
             TcActionAttribute::Options(vec![TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror))]),
         ];
         let mut filter = TcMessage::with_index(index);
-        filter.header.parent = TcHandle {
-            major: TcHandle::INGRESS.major,
-            minor: 0,
-        };
+        filter.header.parent = INGRESS;
+        filter.header.handle = FILTER;
         filter.header.info = (FILTER_PRIORITY << 16) | ALL_PROTOCOLS;
         filter.attributes = vec![
             TcAttribute::Kind(TcFilterMatchAll::KIND.to_owned()),
@@ -371,6 +368,23 @@ impl Netlink {
             RouteNetlinkMessage::NewTrafficFilter(filter),
             NLM_F_CREATE | NLM_F_EXCL,
         )
+    }
+
+    /// Undoes what [`redirect`](Self::redirect) has done to traffic that arrives at interface `from`. Whether it had.
+    pub fn end_redirect(&mut self, from: u32) -> Result<bool> {
+        let index = index_of(from)?;
+        let mut request = TcMessage::with_index(index);
+        request.header.parent = INGRESS;
+        let filters = self.ask(RouteNetlinkMessage::GetTrafficFilter(request), NLM_F_DUMP);
+        let ours = |answer: &RouteNetlinkMessage| match answer {
+            RouteNetlinkMessage::NewTrafficFilter(filter) => filter.header.handle == FILTER,
+            _ => false,
+        };
+        if !if_there(filters)?.unwrap_or_default().iter().any(ours) {
+            return Ok(false);
+        }
+        if_there(self.tell(RouteNetlinkMessage::DelQueueDiscipline(ingress(index)), 0))?;
+        Ok(true)
     }
 
     /// A request that is answered with success or an error.
@@ -414,6 +428,32 @@ impl Netlink {
             }
         }
     }
+}
+
+/// Nothing where the kernel says that there is nothing.
+fn if_there<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Err(Error::Refused(error))
+            if [Some(libc::ENOENT), Some(libc::EINVAL), Some(libc::ENODEV)]
+                .contains(&error.raw_os_error()) =>
+        {
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
+}
+
+fn index_of(link: u32) -> Result<i32> {
+    i32::try_from(link).map_err(|_| Error::Refused(io::ErrorKind::InvalidInput.into()))
+}
+
+/// The qdisc at which filters of what arrives hang.
+fn ingress(index: i32) -> TcMessage {
+    let mut qdisc = TcMessage::with_index(index);
+    qdisc.header.parent = TcHandle::INGRESS;
+    qdisc.header.handle = INGRESS;
+    qdisc.attributes = vec![TcAttribute::Kind("ingress".to_owned())];
+    qdisc
 }
 
 fn family(address: IpAddr) -> AddressFamily {

@@ -76,6 +76,17 @@ pub struct HostSpec {
     pub hooks: Hooks,
 }
 
+impl HostSpec {
+    /// The network namespace that is to be joined.
+    pub fn network_path(&self) -> Option<&Path> {
+        let network = self
+            .namespaces
+            .iter()
+            .find(|namespace| namespace.kind == Kind::Net)?;
+        network.path.as_deref()
+    }
+}
+
 /// Splits off what confines the VMM.
 pub fn split(bundle: &Bundle, sizing: &Sizing) -> Result<HostSpec> {
     split_with(bundle, |resources| adjust(resources, sizing))

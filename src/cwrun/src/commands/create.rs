@@ -138,6 +138,7 @@ fn record(args: &Create, bundle: &Bundle, host: &HostSpec) -> Result<Record> {
         creator: ProcessId::own()?,
         vmm: None,
         cgroup: None,
+        network: host.network_path().map(Path::to_owned),
         hooks: host.hooks.clone(),
         sizing: None,
         cache: None,

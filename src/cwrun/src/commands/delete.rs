@@ -4,7 +4,7 @@ use crate::cli::{Delete, Global};
 use crate::launch::hooks;
 use crate::settings::Settings;
 use crate::state::{Container, Root, Status};
-use crate::{root_disk, signal};
+use crate::{network, root_disk, signal};
 use anyhow::{Result, ensure};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -65,6 +65,15 @@ pub fn destroy(container: &Container) -> Result<()> {
     }
     if let Some(cgroup) = &record.cgroup {
         remove_cgroup(cgroup)?;
+    }
+    // An infra container has touched nothing there.
+    if let (Some(path), false) = (&record.network, record.infra)
+        && let Err(error) = network::release(path)
+    {
+        tracing::warn!(
+            "container {:?}: what it has set up in its network stays: {error:#}",
+            record.id
+        );
     }
     let state = container.oci_state(Status::Stopped);
     container.remove()?;

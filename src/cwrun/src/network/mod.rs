@@ -8,7 +8,7 @@
 //!
 //! The interface keeps its configuration, but nothing reaches the host's stack through it any more: the guest answers for its
 //! addresses. So whatever the engine does around the interface (published ports, DNS, policies) works as for any container.
-//! The tap ends with the VMM, and what then arrives is dropped.
+//! The tap ends with the VMM, and what then arrives is dropped until the container is deleted, which leaves the interface as it was.
 
 pub mod passt;
 mod tap;
@@ -17,9 +17,11 @@ use crate::bundle::host::{HostSpec, Kind};
 use anyhow::{Context, Result, bail, ensure};
 use netlink::{Event, Link, LinkChange, LinkWatch, Netlink, RouteOf};
 use passt::Passt;
-use std::fs;
+use rustix::fd::AsFd;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::os::linux::fs::MetadataExt;
 use std::path::Path;
+use std::{fs, io, thread};
 use vmm::Nic;
 use workload::{Environment, Interface, Mac};
 
@@ -131,6 +133,34 @@ fn take_over() -> Result<Network> {
         // The taps are there by now.
         watch: Some(LinkWatch::open()?),
     })
+}
+
+/// Undoes what [`connect`] has done in the network namespace at `path`, so that the engine's interfaces are as they were. To be called
+/// when the VMM has ended, with which its taps have gone. A namespace that is gone or has another VMM by now is left alone.
+pub fn release(path: &Path) -> Result<()> {
+    let namespace = match fs::File::open(path) {
+        Ok(namespace) => namespace,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).context(path.display().to_string()),
+    };
+    // Of a thread alone, which ends with it: this process stays where it is.
+    let work = move || {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+        let mut netlink = Netlink::open()?;
+        let links = netlink.links()?;
+        if links.iter().any(|link| link.name.starts_with(TAP_PREFIX)) {
+            return Ok(());
+        }
+        for link in links.iter().filter(|link| link.mac.is_some() && !link.loopback) {
+            netlink
+                .end_redirect(link.index)
+                .with_context(|| link.name.clone())?;
+        }
+        Ok(())
+    };
+    let result: Result<()> =
+        thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|_| bail!("a panic"));
+    result.with_context(|| format!("network namespace {}", path.display()))
 }
 
 /// What is to be said of changes that a running guest does not follow: its devices are those that it was booted with.

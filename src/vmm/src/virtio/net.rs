@@ -533,3 +533,7 @@ fn hand_over<'m>(
 #[cfg(test)]
 #[path = "net_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "net_fuzz_test.rs"]
+mod fuzz_tests;
