@@ -8,6 +8,7 @@ use e2e::{Bundle, Cwrun, Run, bed};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, UdpSocket};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -157,9 +158,14 @@ fn the_guest_reaches_the_host_and_is_reached_where_it_is_asked_for() {
 fn names_are_resolved_as_on_the_host() {
     let _address = Address::new();
     let cwrun = Cwrun::new();
-    // A resolver that the guest reaches by its address, and one on the host's loopback.
-    for (number, resolver) in [HOST, "127.0.0.53"].into_iter().enumerate() {
-        let server = resolve_once(UdpSocket::bind((resolver, 53)).expect("the address is there"));
+    // systemd-resolved's file, of whom it asks.
+    let upstream = Path::new("/run/systemd/resolve/resolv.conf");
+    fs::create_dir_all(upstream.parent().expect("it has one")).expect("the bed is writable");
+    fs::write(upstream, format!("nameserver {HOST}\n")).expect("the bed is writable");
+    // A resolver that the guest reaches by its address, one on the host's loopback, and systemd-resolved.
+    let resolvers = [(HOST, HOST), ("127.0.0.1", "127.0.0.1"), ("127.0.0.53", HOST)];
+    for (number, (resolver, asked)) in resolvers.into_iter().enumerate() {
+        let server = resolve_once(UdpSocket::bind((asked, 53)).expect("the address is there"));
         let file = cwrun.path(&format!("resolv{number}"));
         fs::write(&file, format!("nameserver {resolver}\n")).expect("the bed is writable");
         let bundle = bundle("nslookup -type=a name.example.org. | grep 192.0.2.77").with(|config| {
@@ -170,6 +176,7 @@ fn names_are_resolved_as_on_the_host() {
         assert!(done.text().contains("192.0.2.77"), "{resolver}: {}", done.text());
         assert_eq!(server.join().expect("it was asked"), "name.example.org");
     }
+    fs::remove_file(upstream).expect("it is ours");
     expect_no_passt();
 }
 

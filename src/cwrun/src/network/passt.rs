@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   guest's eth0 ═ virtio-net ═ VMM ── socket pair: frames ── passt ── sockets ──► the host's network
-//!   10.0.2.100/24, fd00:2::100/64        10.0.2.2 is the gateway and the host itself, 10.0.2.3 its resolver
+//!   10.0.2.100/24, fd00:2::100/64        10.0.2.2 is the gateway, and the host's loopback
 //! ```
 //!
 //! A guest can't have the host's interfaces. passt (a process of its own, without privileges and in a sandbox of its own) translates the
@@ -38,12 +38,13 @@ const GATEWAY_MAC: Mac = Mac([0x02, 0, 0x0a, 0, 0x02, 0x02]);
 const MTU: u16 = 65520;
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 const PREFIX: u8 = 24;
 const ADDRESS_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 0x100);
 const GATEWAY_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 2);
 const PREFIX_6: u8 = 64;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// Where systemd-resolved says whom it asks (systemd-resolved.service(8), /ETC/RESOLV.CONF).
+const UPSTREAM: &str = "/run/systemd/resolve/resolv.conf";
 /// Ports that a container may ask for, at most.
 const MAX_PORTS: usize = 1024;
 
@@ -86,14 +87,14 @@ impl Passt {
         Ok(Some(Self { program, ports }))
     }
 
-    /// Starts it in this process's namespaces. In the environment, a resolver at the host's loopback is replaced by passt's.
+    /// Starts it in this process's namespaces. In the environment, resolvers at the host's loopback are replaced.
     pub fn start(&self, environment: &mut Environment) -> Result<(Nic, Interface)> {
         let context = || format!("the host's network through {}", self.program.display());
         let ipv6 = has_ipv6().with_context(context)?;
-        let resolver = redirect_resolvers(&mut environment.files);
+        redirect_resolvers(&mut environment.files, || fs::read_to_string(UPSTREAM).ok());
         let (ours, theirs) = UnixStream::pair().with_context(context)?;
         ours.set_nonblocking(true).with_context(context)?;
-        self.run(&theirs, ipv6, resolver).with_context(context)?;
+        self.run(&theirs, ipv6).with_context(context)?;
         let nic = Nic {
             link: Link::Stream(ours),
             mac: MAC.0,
@@ -103,10 +104,10 @@ impl Passt {
     }
 
     /// Returns once it serves in the background, where it has gone by itself.
-    fn run(&self, socket: &UnixStream, ipv6: bool, resolver: Option<IpAddr>) -> Result<()> {
+    fn run(&self, socket: &UnixStream, ipv6: bool) -> Result<()> {
         let mut command = Command::new(&self.program);
         command
-            .args(["--quiet", "--no-dhcp", "--no-dhcpv6", "--no-ra"])
+            .args(["--quiet", "--no-dhcp", "--no-dhcpv6", "--no-ra", "--dns", "none"])
             // Addresses of our own choice need no interface to be derived from, and a host may have none with a default route.
             .args(["--interface", "lo"])
             .args(["--fd", &socket.as_raw_fd().to_string()])
@@ -124,12 +125,6 @@ impl Passt {
         } else {
             command.arg("--ipv4-only");
         }
-        match resolver {
-            Some(resolver) => command
-                .args(["--dns", &resolver.to_string()])
-                .args(["--dns-forward", &RESOLVER.to_string()]),
-            None => command.args(["--dns", "none"]),
-        };
         // The one descriptor that it inherits. This process has one thread, and starts nothing else meanwhile.
         rustix::io::fcntl_setfd(socket, FdFlags::empty())?;
         let output = command
@@ -235,36 +230,56 @@ fn interface(ipv6: bool) -> Interface {
     }
 }
 
-/// Replaces resolvers at the host's loopback, which in the guest is the guest's own. The first of them is whom passt is to ask.
-fn redirect_resolvers(files: &mut [InjectedFile]) -> Option<IpAddr> {
-    let file = files
+/// Replaces resolvers at the host's loopback, which in the guest is the guest's own: 127.0.0.1 and ::1 by the gateway, behind which they
+/// are; that of systemd-resolved by those that it asks itself, which `upstream` is to read. passt leads to no other.
+fn redirect_resolvers(files: &mut [InjectedFile], upstream: impl FnOnce() -> Option<String>) {
+    let Some(file) = files
         .iter_mut()
         .rev()
-        .find(|file| file.destination == RESOLV_CONF)?;
-    let text = String::from_utf8(file.content.0.clone()).ok()?;
-    let mut first = None;
-    let lines: Vec<_> = text
-        .lines()
-        .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            let address = match (words.next(), words.next()) {
-                (Some("nameserver"), Some(address)) => address.parse::<IpAddr>().ok(),
-                _ => None,
-            };
-            match address.filter(IpAddr::is_loopback) {
-                None => Some(line.to_owned()),
-                // One stands for all of them, in the place of the first. passt asks over IPv4 alone.
-                Some(IpAddr::V4(_)) if first.is_none() => {
-                    first = address;
-                    Some(format!("nameserver {RESOLVER}"))
-                }
-                Some(_) => None,
+        .find(|file| file.destination == RESOLV_CONF)
+    else {
+        return;
+    };
+    let Ok(text) = String::from_utf8(file.content.0.clone()) else {
+        return;
+    };
+    let is_loopback = |line: &&str| resolver(line).is_some_and(|address| address.is_loopback());
+    if !text.lines().any(|line| is_loopback(&line)) {
+        return;
+    }
+    let mut upstream = Some(upstream);
+    let mut lines: Vec<String> = Vec::new();
+    for line in text.lines() {
+        match resolver(line).filter(IpAddr::is_loopback) {
+            None => lines.push(line.to_owned()),
+            Some(address)
+                if [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].contains(&address) =>
+            {
+                lines.push(format!("nameserver {GATEWAY}"));
             }
-        })
-        .collect();
-    first?;
+            Some(address) => {
+                let asked = upstream.take().and_then(|read| read()).unwrap_or_default();
+                let usable = |line: &&str| resolver(line).is_some_and(|address| !address.is_loopback());
+                lines.extend(asked.lines().filter(usable).map(str::to_owned));
+                if !asked.lines().any(|line| usable(&line)) {
+                    tracing::warn!(
+                        "resolver {address} of the host can't be reached from a guest and is left out"
+                    );
+                }
+            }
+        }
+    }
     file.content = Blob((lines.join("\n") + "\n").into_bytes());
-    first
+}
+
+/// The address in a line of resolv.conf(5) that names a resolver.
+fn resolver(line: &str) -> Option<IpAddr> {
+    let mut words = line.split_whitespace();
+    let address = words
+        .next()
+        .filter(|word| *word == "nameserver")
+        .and(words.next())?;
+    address.parse().ok()
 }
 
 impl Ports {

@@ -61,24 +61,36 @@ fn resolv_conf(text: &str) -> Vec<InjectedFile> {
 
 #[test]
 fn a_resolver_on_the_loopback_becomes_one_that_the_guest_reaches() {
-    let mut files = resolv_conf(
-        "search example.org\nnameserver 127.0.0.53\nnameserver 127.0.0.54\nnameserver 192.0.2.53\noptions edns0",
+    let redirected = |text: &str, upstream: Option<&str>| {
+        let mut files = resolv_conf(text);
+        redirect_resolvers(&mut files, || upstream.map(str::to_owned));
+        String::from_utf8(files[0].content.0.clone()).unwrap()
+    };
+    let text =
+        "search example.org\nnameserver 127.0.0.1\nnameserver ::1\nnameserver 192.0.2.53\noptions edns0";
+    assert_eq!(
+        redirected(text, None),
+        "search example.org\nnameserver 10.0.2.2\nnameserver 10.0.2.2\nnameserver 192.0.2.53\noptions edns0\n"
+    );
+    let upstream =
+        "# whom it asks\nnameserver 192.0.2.54\nnameserver 127.0.0.7\nnameserver 2001:db8::5\nsearch x\n";
+    assert_eq!(
+        redirected("nameserver 127.0.0.53\noptions edns0\n", Some(upstream)),
+        "nameserver 192.0.2.54\nnameserver 2001:db8::5\noptions edns0\n"
     );
     assert_eq!(
-        redirect_resolvers(&mut files),
-        Some(IpAddr::from([127, 0, 0, 53]))
+        redirected("nameserver 127.0.0.53\nsearch x\n", None),
+        "search x\n"
     );
-    let text = String::from_utf8(files[0].content.0.clone()).unwrap();
-    assert_eq!(
-        text,
-        "search example.org\nnameserver 10.0.2.3\nnameserver 192.0.2.53\noptions edns0\n"
-    );
-    for left in ["nameserver 192.0.2.53\n", "", "nameserver\nnameserver x\n"] {
-        let mut files = resolv_conf(left);
-        assert_eq!(redirect_resolvers(&mut files), None);
-        assert_eq!(files[0].content.0, left.as_bytes());
+    for left in [
+        "nameserver 192.0.2.53\n",
+        "",
+        "nameserver\nnameserver x\n",
+        "search 127.0.0.1",
+    ] {
+        assert_eq!(redirected(left, Some(upstream)), left);
     }
-    assert_eq!(redirect_resolvers(&mut []), None);
+    redirect_resolvers(&mut [], || None);
 }
 
 #[test]
