@@ -187,7 +187,7 @@ impl Cwrun {
     pub fn expect_clean(&self) {
         let mut left = Vec::new();
         // A process that has been told to end may take a moment.
-        let end = Instant::now() + Duration::from_secs(5);
+        let end = Instant::now() + crate::process::patient(Duration::from_secs(5));
         while Instant::now() < end {
             left = Host::look(&[&self.root(), &self.cache]).difference(&self.before);
             if left.is_empty() {
@@ -274,7 +274,7 @@ impl Container {
 /// Waits for the end of a process that this one adopted; its exit code or 128 + signal.
 #[track_caller]
 pub fn wait_for_end(pid: i32, deadline: Duration) -> i32 {
-    let end = Instant::now() + deadline;
+    let end = Instant::now() + crate::process::patient(deadline);
     let process = Pid::from_raw(pid);
     loop {
         match rustix::process::waitpid(process, WaitOptions::NOHANG) {

@@ -65,10 +65,12 @@ pub fn bytes(length: usize) -> Vec<u8> {
 
 /// SHA-256 in hexadecimal, as sha256sum(1) prints it.
 pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex(&Sha256::digest(bytes))
+}
+
+/// Bytes in hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Where `needle` is in `haystack`.

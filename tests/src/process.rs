@@ -11,6 +11,12 @@ use std::time::{Duration, Instant};
 /// How long a program may take unless the test says otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
+/// `CWRUN_PATIENCE` times as long, where that is set: on a machine that has much else to do.
+pub(crate) fn patient(duration: Duration) -> Duration {
+    let factor = std::env::var("CWRUN_PATIENCE").ok();
+    duration * factor.and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
 /// A program to run.
 pub struct Run {
     command: Command,
@@ -109,7 +115,9 @@ impl Run {
         let status = wait(&mut child, self.deadline, &what);
         let took = start.elapsed();
         // Whatever it left running may hold the pipes open.
-        let rest = self.deadline.saturating_sub(took).max(Duration::from_secs(5));
+        let rest = patient(self.deadline)
+            .saturating_sub(took)
+            .max(Duration::from_secs(5));
         let [stdout, stderr] = [stdout, stderr].map(|reader| {
             let end = Instant::now() + rest;
             while !reader.is_finished() {
@@ -156,7 +164,7 @@ fn collect(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
 
 /// Waits for a child; kills it and fails the test when it takes too long.
 pub fn wait(child: &mut Child, deadline: Duration, what: &str) -> ExitStatus {
-    let end = Instant::now() + deadline;
+    let end = Instant::now() + patient(deadline);
     loop {
         if let Some(status) = child.try_wait().expect("it is our child") {
             return status;
@@ -180,7 +188,7 @@ pub fn code(status: ExitStatus) -> i32 {
 
 /// Repeats a look until it sees what it wants; fails the test when that takes too long.
 pub fn eventually<T>(what: &str, seconds: u64, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + Duration::from_secs(seconds);
+    let end = Instant::now() + patient(Duration::from_secs(seconds));
     loop {
         if let Some(seen) = look() {
             return seen;

@@ -216,7 +216,7 @@ fn a_large_transfer_arrives_whole_both_ways() {
     let count = e2e::rounds(4, 64);
     let mut sum = Sha256::new();
     (0..count).for_each(|_| sum.update(&chunk));
-    let sum = format!("{:x}", sum.finalize());
+    let sum = pattern::hex(&sum.finalize());
     let outside = TcpListener::bind((HOST_4, 7003)).unwrap();
     // One piece to have; then all in, and all out.
     let script = format!(
@@ -248,7 +248,7 @@ fn a_large_transfer_arrives_whole_both_ways() {
     drop(stream); // which `nc` waits for
     eprintln!("{} MiB out: {:?}", total >> 20, started.elapsed());
     assert_eq!(
-        (total, format!("{:x}", back.finalize())),
+        (total, pattern::hex(&back.finalize())),
         (chunk.len() * count, sum.clone())
     );
     assert_eq!(cwrun.wait(&container), 0);
