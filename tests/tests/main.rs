@@ -22,6 +22,7 @@ mod rootless;
 mod scratch;
 mod seccomp;
 mod secrecy;
+mod services;
 mod streams;
 mod tamper;
 mod terminal;
