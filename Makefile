@@ -17,7 +17,7 @@ help:
 	@echo 'make demo      boots a container of a Debian root file system and shows what it prints'
 	@echo 'make test      unit, property and end-to-end tests; the last line counts them'
 	@echo 'make lint      format, clippy, dependencies'
-	@echo 'make bench     times conversion beside mkfs.erofs and tar, starts beside crun and QEMU, layers, disks and network'
+	@echo 'make bench     times conversion beside mkfs.erofs and tar, starts beside crun and QEMU, layers, volumes, disks and network'
 	@echo 'make soak      the long tests: reproducible kernel, crash tests, the testbed itself'
 	@echo 'make install   into $$(DESTDIR)$$(PREFIX)/bin and $$(DESTDIR)/usr/lib/cwrun; KRUN=1 adds the krun name'
 	@echo 'make setup     installs and caches what all of these need (they call it themselves)'
@@ -50,6 +50,7 @@ bench: build
 	tests/testbed/run --deadline 1800 --share target/bench -- benches/run
 	tests/testbed/run --deadline 1800 --share target/bench -- benches/layers
 	tests/testbed/run --deadline 1800 --share target/bench -- benches/net
+	tests/testbed/run --deadline 1800 --memory 4096 --share target/bench -- benches/volumes
 	benches/io
 
 soak: build

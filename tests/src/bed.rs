@@ -103,6 +103,12 @@ impl Bed {
         self.dir.join("debian")
     }
 
+    /// A root file system of Debian with services and their clients, as the host has it; an archive of it is beside it.
+    pub fn services(&self) -> PathBuf {
+        let path = self.top.join("target/rootfs/services");
+        path.canonicalize().expect("tests/testbed/rootfs has made it")
+    }
+
     /// Where tests make their own directories: in memory, not too deep, and not hidden from other users.
     pub fn scratch(&self) -> tempfile::TempDir {
         let dir = tempfile::Builder::new()

@@ -23,6 +23,7 @@ mod rootless;
 mod scratch;
 mod seccomp;
 mod secrecy;
+mod services;
 mod streams;
 mod tamper;
 mod terminal;

@@ -2,6 +2,7 @@
 
 use crate::layers::Stack;
 use crate::podman::{IMAGE, Podman};
+use crate::podman_shell::{Shell, same};
 use e2e::process::eventually;
 use e2e::{Bundle, Cwrun, bed, pattern, tree};
 use serde_json::{Value, json};
@@ -485,6 +486,218 @@ fn what_the_host_renames_meanwhile_leads_nowhere_else() {
     cwrun.ok(["delete", "race"]);
 }
 
+/// What the guest does while names change under it on both sides: it changes them itself, and reads and writes whatever it gets hold of.
+const HOSTILE: &str = r#"
+import ctypes, os, random, sys
+os.chdir('/data')
+libc = ctypes.CDLL(None)
+def attempt(call, *args, **named):
+    try:
+        return call(*args, **named)
+    except OSError:
+        return None
+places = ['a', 'x', 'a/b', 'a/c', 'x/b', 'x/c', 'a/b/c', 'x/c/b']
+targets = ['..', '../..', '../../..', '/', '../outside', '../../outside', '../../../outside', '/outside', '/volumes', '/proc/self/root', '/proc/self/fd']
+names = ['canary', 'outside/canary', '../canary', '../outside/canary', '../../canary', '../../outside/canary', '../../../outside/canary', 'b/canary', 'c/canary']
+def change(choose):
+    one, other = choose.sample(places, 2)
+    what = choose.randrange(6)
+    if what == 0: attempt(os.rename, one, other)
+    elif what == 1: libc.renameat2(-100, one.encode(), -100, other.encode(), 2)
+    elif what == 2: attempt(os.unlink, one); attempt(os.symlink, choose.choice(targets), one)
+    elif what == 3: attempt(os.unlink, one); attempt(os.mkdir, one)
+    elif what == 4: attempt(os.link, one, other, follow_symlinks=False)
+    else: attempt(os.rmdir, one); attempt(os.makedirs, one)
+def use(choose):
+    flags = os.O_PATH | os.O_DIRECTORY | choose.choice([0, os.O_NOFOLLOW])
+    directory = attempt(os.open, choose.choice(places), flags)
+    if directory is None: return 0
+    name = choose.choice(names)
+    file = attempt(os.open, name, choose.choice([os.O_RDONLY, os.O_RDWR, os.O_RDWR | os.O_CREAT]), 0o600, dir_fd=directory)
+    if file is not None:
+        if b'secret' in (attempt(os.pread, file, 100, 0) or b''): print('read outside by', name, flush=True)
+        attempt(os.pwrite, file, b'overwritten', 0)
+        attempt(os.fchmod, file, 0o777)
+        os.close(file)
+    what = choose.randrange(6)
+    if what == 0: attempt(os.unlink, name, dir_fd=directory)
+    elif what == 1: attempt(os.rename, name, 'taken', src_dir_fd=directory)
+    elif what == 2: attempt(os.link, name, 'taken', src_dir_fd=directory, follow_symlinks=choose.random() < 0.5)
+    elif what == 3: attempt(os.chown, name, 7, 7, dir_fd=directory)
+    elif what == 4: attempt(os.utime, name, (1, 1), dir_fd=directory)
+    else: attempt(os.rename, 'taken', name, dst_dir_fd=directory)
+    os.close(directory)
+    return file is not None
+children = []
+for seed in range(4):
+    child = os.fork()
+    if child == 0:
+        choose = random.Random(seed)
+        opened = rounds = 0
+        while rounds % 50 or not os.path.exists('/data/stop'):
+            rounds += 1
+            if seed == 0: change(choose)
+            elif seed == 1 and rounds % 4 == 0: change(choose)
+            else: opened += use(choose)
+        print('child', seed, 'rounds', rounds, 'opened', opened, flush=True)
+        os._exit(0)
+    children.append(child)
+print('begun', flush=True)
+print('over', [os.waitpid(child, 0)[1] for child in children], flush=True)
+"#;
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn a_hostile_guest_gets_nowhere_else_while_both_sides_rename() {
+    let shared = Shared::new();
+    let outside = shared.outside("outside");
+    for dir in [shared.join("a/b/c"), shared.join("x/c/b"), outside.clone()] {
+        fs::create_dir_all(dir).unwrap();
+    }
+    let canary = outside.join("canary");
+    fs::write(&canary, "secret").unwrap();
+    let look = || {
+        let meta = fs::symlink_metadata(&canary).unwrap();
+        (
+            meta.ino(),
+            meta.mode(),
+            meta.uid(),
+            meta.nlink(),
+            meta.mtime_nsec(),
+            meta.ctime_nsec(),
+        )
+    };
+    let before = look();
+    let cwrun = Cwrun::new();
+    let bundle = with(
+        Bundle::on(&bed().debian(), ["python3", "-u", "-c", HOSTILE]),
+        &[bind(&shared.path(), "/data", &[])],
+    );
+    let container = cwrun.create("hostile", &bundle);
+    cwrun.ok(["start", "hostile"]);
+    container.expect_output("begun");
+    let (rounds, moved) = rename_in_and_out(&shared, &outside, e2e::rounds(15, 600) as u64);
+    fs::write(shared.join("stop"), "").unwrap();
+    assert_eq!(cwrun.wait(&container), 0, "{}", container.errors());
+    let output = container.output();
+    eprintln!("{rounds} rounds of renames on the host, {moved} directories moved\n{output}");
+    assert!(
+        output.contains("over [0, 0, 0, 0]") && !output.contains("read outside"),
+        "{output}"
+    );
+    assert!(moved > 0, "the host never got to move one");
+    assert_eq!(fs::read_to_string(&canary).unwrap(), "secret");
+    assert_eq!(look(), before, "inode, mode, owner, links, times");
+    // Nothing was made, moved or linked there but by the host.
+    for entry in fs::read_dir(&outside).unwrap() {
+        let name = entry.unwrap().file_name();
+        assert!(["canary", "away"].contains(&name.to_str().unwrap()), "{name:?}");
+    }
+    cwrun.ok(["delete", "hostile"]);
+}
+
+/// Moves directories out of the shared one and in again, with links in their place meanwhile. All by descriptors: the guest's links must
+/// not lead the host. Returns how often that was tried and how often a directory was moved.
+fn rename_in_and_out(shared: &Shared, outside: &Path, seconds: u64) -> (u64, u64) {
+    use rustix::fs::{AtFlags, Mode, OFlags, open, renameat, symlinkat, unlinkat};
+    let directory = |path: &Path| {
+        open(
+            path,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW,
+            Mode::empty(),
+        )
+        .unwrap()
+    };
+    let (a, x, away) = (
+        directory(&shared.join("a")),
+        directory(&shared.join("x")),
+        directory(outside),
+    );
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(seconds);
+    let (mut rounds, mut moved) = (0, 0);
+    while std::time::Instant::now() < end {
+        for (from, to, name) in [(&a, &x, "b"), (&x, &a, "c"), (&a, &x, "c"), (&x, &a, "b")] {
+            rounds += 1;
+            if renameat(from, name, &away, "away").is_err() {
+                continue;
+            }
+            let _ = symlinkat("../../outside", from, name);
+            std::thread::yield_now();
+            let _ = unlinkat(from, name, AtFlags::empty());
+            // Over an empty directory, or into nothing; else something else was moved out for good.
+            if renameat(&away, "away", to, name).is_ok() || renameat(&away, "away", from, name).is_ok() {
+                moved += 1;
+            } else if unlinkat(&away, "away", AtFlags::empty()).is_err() {
+                fs::remove_dir_all(outside.join("away")).unwrap();
+            }
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    (rounds, moved)
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn a_block_device_of_the_host_is_a_disk_of_the_guest() {
+    let podman = Podman::new();
+    let shared = Shared::new();
+    let image = shared.join("image");
+    fs::write(&image, pattern::bytes(4 << 20)).unwrap();
+    let device = e2e::Run::new("losetup")
+        .args(["--find", "--show"])
+        .arg(&image)
+        .finish()
+        .ok()
+        .text();
+    let device = device.trim();
+    let run = |option: &str, script: &str| {
+        let option = format!("{device}:/dev/{option}");
+        podman
+            .command(&[
+                "run",
+                "--rm",
+                "--network",
+                "none",
+                "--device",
+                &option,
+                IMAGE,
+                "sh",
+                "-c",
+                script,
+            ])
+            .finish()
+    };
+    let read = run(
+        "data:r",
+        "sha256sum </dev/data; (echo x >/dev/data) 2>/dev/null || echo read-only
+        stat -c '%F %a' /dev/data; [ $(stat -c %t:%T /dev/data | tr a-f A-F) != 0:0 ] && ls /sys/block | wc -l",
+    );
+    let write = run(
+        "deep/data:rw",
+        "echo written | dd of=/dev/deep/data bs=512 seek=2 conv=notrunc 2>/dev/null; sync",
+    );
+    let none = run("data:w", "true");
+    let gone = run(
+        "data:r",
+        "dd if=/dev/data bs=512 skip=2 count=1 2>/dev/null | head -n 1",
+    );
+    e2e::Run::new("losetup").arg("--detach").arg(device).finish().ok();
+    let sum = pattern::sha256(&pattern::bytes(4 << 20));
+    let text = read.ok().text();
+    assert!(
+        text.starts_with(&format!("{sum}  -\nread-only\nblock special file 6")),
+        "{text}"
+    );
+    write.ok();
+    assert_eq!(&fs::read(&image).unwrap()[1024..1032], b"written\n");
+    assert!(
+        none.code != 0 && none.stderr.contains("no rule in linux.resources.devices"),
+        "{}",
+        none.stderr
+    );
+    assert_eq!(gone.ok().text(), "written\n");
+}
+
 #[test]
 #[ignore = "needs KVM: run in the testbed"]
 fn nothing_is_left_when_the_machine_is_killed() {
@@ -666,4 +879,64 @@ fn podman_shares_directories_and_volumes() {
     assert_eq!(podman.ok(&["start", "--attach", "e2e-keeps"]), "2\n");
     podman.ok(&["rm", "e2e-keeps"]);
     podman.ok(&["volume", "rm", "e2e-volume"]);
+}
+
+/// What of a directory on the host changes.
+fn owners(podman: &mut Shell, dir: &Path) {
+    for name in ["", "file", "made"] {
+        let meta = fs::symlink_metadata(dir.join(name)).map(|meta| (meta.uid(), meta.gid(), meta.mode()));
+        podman.note(format!("{name:?} on the host: {meta:?}"));
+    }
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn options_of_podman_for_volumes() {
+    let look =
+        "cat /d/file; (echo made >/d/made) 2>/dev/null || echo read-only; ls /d; stat -c %u:%g:%a /d /d/file";
+    same(|podman| {
+        let dir = Path::new("/tmp/podman-test/dir");
+        for options in [
+            "z",
+            "Z",
+            "U",
+            "O",
+            "ro,z",
+            "rw,nosuid,nodev,noexec",
+            "rshared",
+            "U,O",
+            "slave,ro",
+        ] {
+            let _ = fs::remove_dir_all(dir);
+            fs::create_dir(dir).unwrap();
+            fs::write(dir.join("file"), "from the host\n").unwrap();
+            podman.say(&format!(
+                "run --rm --network none --user 1234:2345 --volume $TEST/dir:/d:{options} $IMAGE sh -c '{look}'"
+            ));
+            podman.say(&format!(
+                "run --rm --network none --volume $TEST/dir:/d:{options} $IMAGE sh -c '{look}'"
+            ));
+            owners(podman, dir);
+        }
+        // In one another, in whatever order they are given; a file in a directory; a tmpfs between.
+        podman.say(
+            "run --rm --network none --volume $TEST/dir:/d/in/dir --volume $TEST/file:/d/in/dir/inner:ro --tmpfs /d/in --volume named:/d
+            $IMAGE sh -c 'find /d | sort; cat /d/in/dir/inner; echo kept >/d/kept; echo lost >/d/in/lost'",
+        );
+        // What the image has there is copied into a new volume, with its owners and modes, and not into one that has something.
+        podman.say("run --rm --network none --volume named:/etc $IMAGE ls /etc");
+        podman.say("run --rm --network none --volume copied:/tmp $IMAGE stat -c %a:%u /tmp");
+        podman.say("run --rm --network none --volume nocopy:/etc:nocopy $IMAGE ls /etc");
+        podman.say("run --rm --network none --mount type=bind,src=$TEST/dir,dst=/d,ro=true --mount type=tmpfs,dst=/t,tmpfs-size=1m $IMAGE
+            sh -c 'touch /d/x 2>/dev/null || echo read-only; df -k /t | tail -n 1 | tr -s \" \" | cut -d \" \" -f 2'");
+        // Without a name; they go with the container, and another can use them.
+        podman.say("create --name keeper --network none --volume /anonymous $IMAGE sh -c 'echo it >>/anonymous/file; wc -l </anonymous/file'");
+        podman.say("start --attach keeper");
+        podman.say("start --attach keeper");
+        podman.say("run --rm --network none --volumes-from keeper:ro $IMAGE sh -c 'wc -l </anonymous/file; touch /anonymous/x 2>/dev/null || echo read-only'");
+        podman.say("rm --volumes keeper");
+        podman.say("volume rm named copied nocopy");
+        podman.say("volume ls --quiet");
+        podman.say("run --rm --network none --volume /no/such/directory:/d $IMAGE true");
+    });
 }

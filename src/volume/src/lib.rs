@@ -1,4 +1,4 @@
-//! A directory of the host for a guest: a server of the FUSE protocol (linux/fuse.h, ABI 7.31) over open descriptors.
+//! A directory of the host for a guest: a server of the FUSE protocol (linux/fuse.h, ABI 7.33) over open descriptors.
 //!
 //! ```text
 //!   request ─► Exchange ─► Request (parsed once) ─► Server ─┬─ Inodes   number ─► O_PATH descriptor, references

@@ -7,7 +7,7 @@ use std::ffi::CStr;
 /// Version of the protocol that is spoken here.
 pub const MAJOR: u32 = 7;
 /// Its minor version: all that is used here is in it.
-pub const MINOR: u32 = 31;
+pub const MINOR: u32 = 33;
 
 /// What a request asks for: `enum fuse_opcode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,8 +196,9 @@ impl<'a> Body<'a> {
 }
 
 /// Flags of INIT that are used here (`FUSE_*`): the guest may have several reads of a file under way,
-/// writes more than a page at once, drops what it has of a file that has changed, and looks up names of one directory side by side.
-pub const FEATURES: u32 = 1 | (1 << 5) | (1 << 12) | (1 << 15) | (1 << 18) | MAX_PAGES;
+/// truncates with opening, writes more than a page at once, drops what it has of a file that has changed, looks up names of one directory
+/// side by side, and leaves it to this side to take set-ID bits away (and so does not ask for `security.capability` before each write).
+pub const FEATURES: u32 = 1 | (1 << 3) | (1 << 5) | (1 << 12) | (1 << 15) | (1 << 18) | MAX_PAGES | (1 << 28);
 /// `FUSE_MAX_PAGES`: the answer to INIT says how large a request may be.
 pub const MAX_PAGES: u32 = 1 << 22;
 /// The largest read or write, in pages of 4 KiB.
@@ -214,12 +215,17 @@ pub mod fattr {
     pub const FH: u32 = 1 << 6;
     pub const ATIME_NOW: u32 = 1 << 7;
     pub const MTIME_NOW: u32 = 1 << 8;
+    pub const KILL_SUIDGID: u32 = 1 << 11;
 }
 
 /// `FUSE_GETATTR_FH`: GETATTR is about an open file.
 pub const GETATTR_FH: u32 = 1;
 /// `FUSE_WRITE_CACHE`: what is written comes from the guest's page cache, at its place in the file.
 pub const WRITE_CACHE: u32 = 1;
+/// `FUSE_WRITE_KILL_SUIDGID`: who writes may not keep set-ID bits.
+pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
+/// `FUSE_OPEN_KILL_SUIDGID`: the same of who truncates.
+pub const OPEN_KILL_SUIDGID: u32 = 1;
 /// `FUSE_FSYNC_FDATASYNC`.
 pub const FSYNC_DATA: u32 = 1;
 

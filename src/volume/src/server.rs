@@ -1,7 +1,10 @@
 //! What is asked for, done.
 
 use crate::inodes::Inodes;
-use crate::message::{self, Body, FSYNC_DATA, GETATTR_FH, Header, Opcode, WRITE_CACHE, fattr};
+use crate::message::{
+    self, Body, FSYNC_DATA, GETATTR_FH, Header, OPEN_KILL_SUIDGID, Opcode, WRITE_CACHE, WRITE_KILL_SUIDGID,
+    fattr,
+};
 use crate::opened::Opened;
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, SeekFrom,
@@ -268,6 +271,9 @@ impl Server {
             self.chmod(&inode.fd, mode)?;
         }
         if set(fattr::SIZE) {
+            if set(fattr::KILL_SUIDGID) {
+                self.strip(&inode.fd)?;
+            }
             match self.opened.file(handle) {
                 Ok(file) if set(fattr::FH) => ftruncate(file, size)?,
                 _ => ftruncate(
@@ -302,6 +308,19 @@ impl Server {
     fn chmod(&self, fd: &OwnedFd, mode: u32) -> Result<()> {
         let mode = Mode::from_raw_mode(mode & 0o7777);
         chmodat(CWD, self.path(fd), mode, AtFlags::empty())
+    }
+
+    /// Takes the set-ID bits of a file away, as the kernel does for a writer who may not keep them: this thread may. What capabilities the
+    /// file gives go with any write.
+    fn strip(&self, fd: &OwnedFd) -> Result<()> {
+        const SET_USER: u32 = 0o4000;
+        let mode = u32::from(stat(fd)?.stx_mode);
+        // Without the right to execute, the second bit means something else.
+        let group = if mode & 0o010 != 0 { SET_GROUP } else { 0 };
+        match mode & !(SET_USER | group) {
+            same if same == mode => Ok(()),
+            stripped => self.chmod(fd, stripped),
+        }
     }
 
     /// A path that leads to what `fd` names, whatever that is called. It is followed once: where it leads to a symbolic link, that is it.
@@ -387,7 +406,6 @@ impl Server {
     /// A new inode belongs to whom made it, or to its directory's group where that has the set-group-ID bit: this the kernel has
     /// done already.
     fn give(&self, header: &Header, made: &OwnedFd, mode: u32) -> Result<()> {
-        const SET_GROUP: u32 = 0o2000;
         let parent = stat(&self.inodes.get(header.node)?.fd)?;
         let stat = stat(made)?;
         let group_stays = u32::from(parent.stx_mode) & SET_GROUP != 0 || stat.stx_gid == header.gid;
@@ -437,7 +455,7 @@ impl Server {
     }
 
     fn open(&mut self, header: &Header, body: &mut Body<'_>, kind: FileType) -> Result<Answer> {
-        let flags = body.u32()?;
+        let (flags, how) = (body.u32()?, body.u32()?);
         self.opened.expect_room()?;
         let directory = kind == FileType::Directory;
         let flags = if directory {
@@ -446,13 +464,17 @@ impl Server {
             access(flags)?
         };
         let file = self.reopen(header.node, flags, kind)?;
+        if how & OPEN_KILL_SUIDGID != 0 && !directory {
+            self.strip(&file)?;
+        }
         let handle = self.opened.put(file, directory);
         Ok(Answer::Bytes(message::open_out(handle).to_vec()))
     }
 
     fn create(&mut self, header: &Header, body: &mut Body<'_>) -> Result<Answer> {
         let (flags, mode) = (body.u32()?, body.u32()?);
-        body.skip(8)?;
+        body.skip(4)?; // the umask, which is in the mode
+        let how = body.u32()?;
         let name = body.name()?;
         self.opened.expect_room()?;
         let access = access(flags)?;
@@ -485,6 +507,9 @@ impl Server {
                     return Err(Errno::EXIST);
                 }
                 let file = self.through_link(&found, access)?;
+                if how & OPEN_KILL_SUIDGID != 0 {
+                    self.strip(&file)?;
+                }
                 (file, self.entry(found)?)
             }
             Err(error) => return Err(error),
@@ -539,9 +564,12 @@ impl Server {
         if size as usize != exchange.left() {
             return Err(Errno::INVAL);
         }
-        let file = self.opened.file(handle)?.as_fd();
+        let file = self.opened.file(handle)?;
+        if how & WRITE_KILL_SUIDGID != 0 {
+            self.strip(file)?;
+        }
         let written = exchange
-            .drain(file, offset, size as usize, at_end)
+            .drain(file.as_fd(), offset, size as usize, at_end)
             .map_err(errno)?;
         Ok(Answer::Bytes(message::count_out(written)))
     }
@@ -654,7 +682,10 @@ impl Server {
     fn fallocate(&self, body: &mut Body<'_>) -> Result<Answer> {
         let (handle, offset, length, mode) = (body.u64()?, body.u64()?, body.u64()?, body.u32()?);
         let flags = FallocateFlags::from_bits(mode).ok_or(Errno::OPNOTSUPP)?;
-        fallocate(self.opened.file(handle)?, flags, offset, length)?;
+        let file = self.opened.file(handle)?;
+        // Whoever asks: the request does not say who may keep them.
+        self.strip(file)?;
+        fallocate(file, flags, offset, length)?;
         DONE
     }
 
@@ -681,6 +712,7 @@ impl Server {
             return Err(Errno::INVAL);
         }
         let (from, to) = (self.opened.file(from)?, self.opened.file(to)?);
+        self.strip(to)?;
         // Not above a constant.
         let length = length.min(MAX_COPY) as usize;
         let copied = copy_file_range(from, Some(&mut from_offset), to, Some(&mut to_offset), length)?;
@@ -693,6 +725,8 @@ impl Server {
         self.inodes.len()
     }
 }
+
+const SET_GROUP: u32 = 0o2000;
 
 /// A single name needs none of what these forbid. They say it to the kernel too.
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH

@@ -226,6 +226,51 @@ fn files_are_made_written_read_and_removed() {
 }
 
 #[test]
+fn set_id_bits_go_when_somebody_writes_who_may_not_keep_them() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut test = Test::new();
+    let (node, handle) = test.create("file").unwrap();
+    let path = test.path("file");
+    let set = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    let mode = || fs::metadata(&path).unwrap().mode() & 0o7777;
+    let write = |test: &mut Test, how| {
+        let body = [wide(&[handle, 0]), numbers(&[1, how, 0, 0, 0, 0]), vec![b'x']].concat();
+        test.ask(16, 0, &body).unwrap();
+    };
+    for (before, after) in [
+        (0o6777, 0o777),
+        (0o2644, 0o2644),
+        (0o4600, 0o600),
+        (0o1755, 0o1755),
+    ] {
+        set(before);
+        write(&mut test, 4);
+        assert_eq!(mode(), after, "written, from {before:o}");
+        set(before);
+        let mut body = numbers(&[(1 << 3) | (1 << 11), 0]);
+        body.extend(vec![0; 80]);
+        test.ask(4, node, &body).unwrap();
+        assert_eq!(mode(), after, "cut, from {before:o}");
+        set(before);
+        let flags = OFlags::WRONLY | OFlags::TRUNC;
+        let opened = first(&test.ask(14, node, &numbers(&[flags.bits(), 1])).unwrap());
+        assert_eq!(mode(), after, "opened, from {before:o}");
+        test.ask(18, node, &[wide(&[opened]), vec![0; 16]].concat())
+            .unwrap();
+        set(before);
+        test.ask(43, node, &[wide(&[handle, 0, 100]), vec![0; 8]].concat())
+            .unwrap();
+        assert_eq!(mode(), after, "allocated, from {before:o}");
+    }
+    // Root may keep them.
+    if rustix::process::geteuid().is_root() {
+        set(0o6777);
+        write(&mut test, 0);
+        assert_eq!(mode(), 0o6777);
+    }
+}
+
+#[test]
 fn names_are_single_components() {
     let mut test = Test::new();
     fs::create_dir(test.path("dir")).unwrap();
@@ -424,7 +469,7 @@ fn the_conversation_begins_with_what_both_can() {
         .unwrap();
     assert_eq!(answer.len(), 64);
     let mut body = Body(&answer);
-    assert_eq!((body.u32(), body.u32()), (Ok(7), Ok(31)));
+    assert_eq!((body.u32(), body.u32()), (Ok(7), Ok(33)));
     assert_eq!((body.u32(), body.u32()), (Ok(1 << 20), Ok(message::FEATURES)));
 }
 

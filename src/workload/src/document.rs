@@ -266,8 +266,21 @@ pub enum DeviceKind {
         /// Minor number.
         minor: u32,
     },
+    /// A block device of the host: the guest's disk of this number among those that the host passes besides its own, with the serial number
+    /// [`Device::serial`].
+    Disk {
+        /// From 0 on.
+        number: u32,
+    },
     /// A named pipe.
     Fifo,
+}
+
+impl Device {
+    /// By what the guest finds the disk of this number among all that it has.
+    pub fn serial(number: u32) -> String {
+        format!("device{number}")
+    }
 }
 
 /// A program that runs in the container before its first process does.

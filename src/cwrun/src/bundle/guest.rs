@@ -1,7 +1,7 @@
 //! The guest's half of a bundle: Workload and Environment.
 
 use super::Bundle;
-use super::devices;
+use super::devices::{self, Disk};
 use super::mounts::{self, Placed, Sharing, Source};
 use super::scheduling;
 use super::seccomp;
@@ -13,10 +13,18 @@ use workload::{
     Capabilities, Capability, Environment, Hook, Process, Rlimit, RootFs, RootPropagation, User, Workload,
 };
 
+/// What of the host's a guest uses.
+#[derive(Debug)]
+pub struct Shared {
+    /// Directories: those of the Environment's volumes, one by one.
+    pub volumes: Vec<Source>,
+    /// Block devices: those of the Workload's disks, by their numbers.
+    pub disks: Vec<Disk>,
+}
+
 /// Splits off what the guest enforces. The Workload's root is left empty, for the caller to fill once the root file
-/// system has been converted: what is wrong with a bundle is found before that. The sources are those of the Environment's
-/// volumes, one by one.
-pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, Environment, Vec<Source>)> {
+/// system has been converted: what is wrong with a bundle is found before that.
+pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, Environment, Shared)> {
     let spec = &bundle.spec;
     let process = spec
         .process()
@@ -29,7 +37,8 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
     let (mut guest_mounts, mut files) = (Vec::new(), Vec::new());
     let (mut sources, mut volumes) = (Vec::new(), Vec::new());
     let mounts = spec.mounts().as_deref().unwrap_or_default();
-    for placed in mounts::place(&bundle.dir, mounts, Sharing::of(bundle)?)? {
+    let sharing = Sharing::of(bundle)?;
+    for placed in mounts::place(&bundle.dir, mounts, sharing)? {
         match placed {
             Placed::Guest(mount) => guest_mounts.push(mount),
             Placed::File(file) => files.push(file),
@@ -39,6 +48,7 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
             }
         }
     }
+    let (devices, disks) = devices::devices(&linux, sharing)?;
     let workload = Workload {
         version: Workload::VERSION,
         root: RootFs::Layers { layers: Vec::new() },
@@ -58,7 +68,7 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
             .unwrap_or_default()
             .into_iter()
             .collect::<BTreeMap<_, _>>(),
-        devices: devices::devices(&linux)?,
+        devices,
         start_hooks: start_hooks(bundle)?,
         root_propagation: root_propagation(linux.rootfs_propagation().as_deref())?,
     };
@@ -76,7 +86,11 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
     environment
         .check()
         .map_err(|problem| anyhow::anyhow!("config.json: {problem}"))?;
-    Ok((workload, environment, sources))
+    let shared = Shared {
+        volumes: sources,
+        disks,
+    };
+    Ok((workload, environment, shared))
 }
 
 /// `hooks.startContainer`, which run in the guest.

@@ -11,7 +11,7 @@
 //! A field that none of them can honour is an error that names it.
 
 pub mod annotations;
-mod devices;
+pub mod devices;
 pub mod guest;
 pub mod host;
 mod krun;

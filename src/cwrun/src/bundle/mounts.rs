@@ -4,7 +4,7 @@
 //!   proc sysfs tmpfs devpts mqueue cgroup   ──► Workload.mounts      made in the guest
 //!   bind of a regular file (resolv.conf, …) ──► Environment.files    copied at create
 //!   bind on /dev/shm                        ──► Workload.mounts      a tmpfs of the same size
-//!   bind of another directory               ──► Environment.volumes  shared live
+//!   bind of another directory, overlay      ──► Environment.volumes  shared live
 //!                                               Source               what the VMM shares
 //!   anything else                           ──► an error that names it
 //! ```
@@ -31,8 +31,10 @@ pub enum Placed {
 /// A directory of the host that a guest uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    /// Its absolute path.
+    /// Its absolute path; of an overlay only a name.
     pub path: PathBuf,
+    /// Options of the overlay that is to be made of directories of the host, each with its value if it has one. None are of an overlay.
+    pub overlay: Vec<(String, Option<String>)>,
     /// The guest can't change anything in it.
     pub readonly: bool,
     /// What is mounted below it belongs to it.
@@ -129,6 +131,7 @@ fn place_one(bundle: &Path, mount: &oci_spec::runtime::Mount, sharing: Sharing) 
     let filesystem = match kind {
         _ if options.bind => return place_bind(bundle, mount, destination, options, sharing),
         "bind" | "rbind" => return place_bind(bundle, mount, destination, options, sharing),
+        "overlay" => return place_overlay(destination, options, sharing),
         "proc" => Filesystem::Proc,
         "sysfs" => Filesystem::Sysfs,
         "tmpfs" => Filesystem::Tmpfs,
@@ -194,7 +197,7 @@ fn place_bind(
         return shm(&source, options.flags).map(Placed::Guest);
     }
     if kind.is_dir() {
-        return share(source, destination, options, sharing);
+        return share(source, Vec::new(), destination, options, sharing);
     }
     let what = match kind {
         kind if kind.is_socket() => "a socket",
@@ -207,8 +210,51 @@ fn place_bind(
     )
 }
 
+/// What engines make of a volume with the option `O`: the guest's changes go to a directory of the container's. The host mounts it.
+fn place_overlay(destination: String, mut options: Options, sharing: Sharing) -> Result<Placed> {
+    let (guest, overlay): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut options.data).into_iter().partition(|option| {
+            !matches!(option.as_str(), "remount" | "tmpcopyup") && GUEST_OPTIONS.contains(&option.as_str())
+        });
+    options.data = guest;
+    let overlay: Vec<_> = overlay
+        .into_iter()
+        .map(|option| match option.split_once('=') {
+            Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+            None => (option, None),
+        })
+        .collect();
+    for (key, value) in &overlay {
+        let paths = ["lowerdir", "upperdir", "workdir"].contains(&key.as_str());
+        ensure!(
+            paths || OVERLAY_OPTIONS.contains(&key.as_str()),
+            "options: {key:?} is not supported on an overlay ({destination})"
+        );
+        ensure!(
+            !paths || value.as_ref().is_some_and(|value| value.starts_with('/')),
+            "options: {key}: expected an absolute path ({destination})"
+        );
+    }
+    let has = |key| overlay.iter().any(|(name, _)| name == key);
+    ensure!(
+        has("lowerdir"),
+        "options: lowerdir: missing (overlay on {destination})"
+    );
+    if !has("upperdir") {
+        options.flags.insert(MountFlag::Ro);
+    }
+    options.recursive = false;
+    share("overlay".into(), overlay, destination, options, sharing)
+}
+
 /// Tag and place among the other mounts are for the caller to say.
-fn share(source: PathBuf, destination: String, options: Options, sharing: Sharing) -> Result<Placed> {
+fn share(
+    source: PathBuf,
+    overlay: Vec<(String, Option<String>)>,
+    destination: String,
+    options: Options,
+    sharing: Sharing,
+) -> Result<Placed> {
     ensure!(
         sharing == Sharing::Untrusted,
         "source: {} on {destination} is a directory, and the annotation {} says that none may be shared with this guest",
@@ -229,6 +275,7 @@ fn share(source: PathBuf, destination: String, options: Options, sharing: Sharin
     };
     let source = Source {
         path: source,
+        overlay,
         readonly: volume.flags.contains(&MountFlag::Ro),
         recursive: options.recursive,
     };
@@ -340,6 +387,17 @@ pub const GUEST_OPTIONS: [&str; 12] = [
     "slave",
     "tmpcopyup",
     "unbindable",
+];
+
+/// Options of an overlay besides its directories (the kernel's Documentation/filesystems/overlayfs).
+const OVERLAY_OPTIONS: [&str; 7] = [
+    "index",
+    "metacopy",
+    "nfs_export",
+    "redirect_dir",
+    "userxattr",
+    "volatile",
+    "xino",
 ];
 
 /// Options without effect here: the kernel's own defaults, what it logs while it mounts, and the version of an inode, which no file

@@ -108,6 +108,7 @@ fn a_directory_is_a_volume_in_its_place_among_the_mounts() {
     };
     let expected = Source {
         path: dir.path().join("data"),
+        overlay: Vec::new(),
         readonly: true,
         recursive: true,
     };
@@ -117,6 +118,64 @@ fn a_directory_is_a_volume_in_its_place_among_the_mounts() {
     assert_eq!((all.tag.as_str(), all.after), ("volume1", 2));
     assert_eq!(data.flags, [MountFlag::Ro, MountFlag::Noexec].into());
     assert_eq!(data.propagation, ["rslave"]);
+}
+
+#[test]
+fn an_overlay_is_a_volume_that_the_host_makes() {
+    let overlay = |options: Value| {
+        let mount = json!({"destination": "/o", "type": "overlay", "source": "/merged", "options": options});
+        let mut placed = place_in(Path::new("/"), json!([mount]))?;
+        match placed.remove(0) {
+            Placed::Volume(source, volume) => anyhow::Ok((source, volume)),
+            other => panic!("{other:?}"),
+        }
+    };
+    let options = json!([
+        "lowerdir=/a:/b",
+        "upperdir=/u",
+        "workdir=/w",
+        "private",
+        "volatile"
+    ]);
+    let (source, volume) = overlay(options).unwrap();
+    let value = |key: &str, value: &str| (key.to_owned(), Some(value.to_owned()));
+    let expected = [
+        value("lowerdir", "/a:/b"),
+        value("upperdir", "/u"),
+        value("workdir", "/w"),
+        ("volatile".to_owned(), None),
+    ];
+    assert_eq!((&source.overlay[..], source.readonly), (&expected[..], false));
+    assert_eq!(volume.propagation, ["private"]);
+    assert!(
+        overlay(json!(["lowerdir=/a:/b"])).unwrap().0.readonly,
+        "nowhere to write to"
+    );
+    for (options, expected) in [
+        (
+            json!(["upperdir=/u"]),
+            "options: lowerdir: missing (overlay on /o)",
+        ),
+        (
+            json!(["lowerdir=a"]),
+            "options: lowerdir: expected an absolute path (/o)",
+        ),
+        (
+            json!(["lowerdir"]),
+            "options: lowerdir: expected an absolute path (/o)",
+        ),
+        (
+            json!(["lowerdir=/a", "default_permissions"]),
+            "\"default_permissions\" is not supported on an overlay (/o)",
+        ),
+        (
+            json!(["lowerdir=/a", "remount"]),
+            "\"remount\" is not supported on an overlay (/o)",
+        ),
+    ] {
+        let error = format!("{:#}", overlay(options).unwrap_err());
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
 }
 
 #[test]

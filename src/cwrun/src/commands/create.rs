@@ -1,5 +1,6 @@
 //! `create`: from a bundle to a booted guest whose workload has not been started.
 
+use crate::bundle::devices::Disk;
 use crate::bundle::host::HostSpec;
 use crate::bundle::sizing::Sizing;
 use crate::bundle::{Bundle, guest, host};
@@ -156,11 +157,12 @@ fn prepare(
     args: &Create,
     console: Console,
 ) -> Result<Machine> {
-    let (mut workload, mut environment, volumes) = guest::split(bundle, &args.id, sizing)?;
+    let (mut workload, mut environment, shared) = guest::split(bundle, &args.id, sizing)?;
     if !workload.start_hooks.is_empty() {
         environment.state = state_inside(container).to_string();
     }
     let passt = Passt::find(bundle, host)?;
+    let disks = shared.disks.iter().map(Disk::open).collect::<Result<_>>()?;
     let kvm = crate::kvm::open()?;
     let files = GuestFiles::open()?;
     let stdio = stdio(workload.process.terminal, args.console_socket.as_deref(), console)?;
@@ -187,7 +189,8 @@ fn prepare(
         nics: Vec::new(),
         passt,
         watch: None,
-        volumes,
+        volumes: shared.volumes,
+        disks,
         debug: tracing::enabled!(target: "cwrun", tracing::Level::DEBUG),
     })
 }

@@ -13,7 +13,10 @@ use crate::bundle::mounts::Source;
 use anyhow::{Context, Result};
 use rustix::fs::{CWD, Mode};
 use rustix::io::Errno;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -50,6 +53,13 @@ pub fn detach_early(host: &HostSpec, sources: &[Source]) -> Result<Option<Vec<Tr
 /// Takes the sources, as their paths are now.
 pub fn detach(sources: &[Source]) -> Result<Vec<Tree>> {
     let tree = |source: &Source| {
+        if !source.overlay.is_empty() {
+            let mount = overlay(&source.overlay).context("config.json: mounts: making an overlay")?;
+            return Ok(Tree {
+                mount,
+                readonly: source.readonly,
+            });
+        }
         let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         if source.recursive {
             flags |= OpenTreeFlags::AT_RECURSIVE;
@@ -62,6 +72,24 @@ pub fn detach(sources: &[Source]) -> Result<Vec<Tree>> {
         })
     };
     sources.iter().map(tree).collect()
+}
+
+/// An overlay that is mounted nowhere. It goes with its last user.
+fn overlay(options: &[(String, Option<String>)]) -> Result<OwnedFd> {
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in options {
+        match value {
+            Some(value) => fsconfig_set_string(&context, key, value),
+            None => fsconfig_set_flag(&context, key),
+        }
+        .with_context(|| format!("option {key}"))?;
+    }
+    fsconfig_create(&context)?;
+    Ok(fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )?)
 }
 
 /// This process's own descriptors, which a server of volumes needs.

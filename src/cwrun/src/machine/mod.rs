@@ -52,6 +52,8 @@ pub struct Machine {
     pub watch: Option<LinkWatch>,
     /// Directories of the host, which `environment` describes to the guest.
     pub volumes: Vec<Source>,
+    /// Block devices of the host, and whether the guest may write to each.
+    pub disks: Vec<(File, bool)>,
     /// What runs in the guest.
     pub workload: Workload,
     /// The engine's per-run values.

@@ -18,10 +18,10 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 use vmm::{Access, Running, Vm};
-use workload::Blob;
 use workload::protocol::{
     self, Exec, FailureKind, Outcome, Request, Setup, Status as ExitStatus, ToGuest, ToHost,
 };
+use workload::{Blob, Device};
 
 /// How long a guest may take from power-on to "ready".
 const BOOT_DEADLINE: Duration = Duration::from_secs(120);
@@ -102,6 +102,14 @@ impl Monitor {
                 .scratch
                 .map(|file| disk(vec![file], Access::Scratch, "scratch")),
         );
+        disks.extend((0..).zip(machine.disks).map(|(number, (file, writable))| {
+            let access = if writable {
+                Access::ReadWrite
+            } else {
+                Access::ReadOnly
+            };
+            disk(vec![file], access, &Device::serial(number))
+        }));
         let config = vmm::Config {
             kvm: machine.kvm,
             kernel: machine.kernel,

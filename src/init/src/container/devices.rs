@@ -5,7 +5,8 @@ use super::root::Root;
 use crate::failure::{Context as _, Failure, Result};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mknodat, statat, symlinkat};
 use rustix::io::Errno;
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use workload::{Device, DeviceKind};
 
 /// Character devices: name, major, minor.
@@ -66,6 +67,7 @@ fn make_listed(root: &Root, device: &Device) -> Result<()> {
             )));
         }
         DeviceKind::Block { major, minor } => (FileType::BlockDevice, makedev(major, minor)),
+        DeviceKind::Disk { number } => (FileType::BlockDevice, disk(number)?),
         DeviceKind::Fifo => (FileType::Fifo, 0),
     };
     let mode = Mode::from_raw_mode(device.mode);
@@ -81,6 +83,22 @@ fn make_listed(root: &Root, device: &Device) -> Result<()> {
     chmodat(&parent, name, mode, AtFlags::empty()).context(|| "change its mode".into())
 }
 
+/// The device number of a disk that the host passes.
+fn disk(number: u32) -> Result<u64> {
+    let serial = Device::serial(number);
+    let blocks = fs::read_dir("/sys/block").context(|| "list /sys/block".into())?;
+    let is = |place: &PathBuf| {
+        fs::read_to_string(place.join("serial")).is_ok_and(|text| text.trim_end() == serial)
+    };
+    let place = blocks.flatten().map(|entry| entry.path()).find(is);
+    let place = place.ok_or_else(|| Failure::other("the host did not pass this disk"))?;
+    let text = fs::read_to_string(place.join("dev")).context(|| format!("read {}/dev", place.display()))?;
+    let parts = text.trim_end().split_once(':');
+    let parts = parts.and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+    let (major, minor) = parts.ok_or_else(|| Failure::other("its number can't be read"))?;
+    Ok(makedev(major, minor))
+}
+
 fn unless_there(result: rustix::io::Result<()>) -> rustix::io::Result<()> {
     match result {
         Err(Errno::EXIST) => Ok(()),
@@ -91,7 +109,6 @@ fn unless_there(result: rustix::io::Result<()>) -> rustix::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
     use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 
     fn fifo(path: &str, mode: u32) -> Device {
