@@ -1,6 +1,6 @@
 //! Friendly hosts.
 
-use stage0::abi::{LARGE_PAGE, PAGE, segment};
+use stage0::abi::{LARGE_PAGE, PAGE, STAGING_START, Staging, segment};
 
 use crate::fixture::{Guest, RAM, SETUP};
 use crate::image::Elf;
@@ -276,6 +276,35 @@ fn a_second_processor_at_the_entry_is_parked() {
     let entry = machine.image.entry;
     assert_eq!(machine.run_from(entry), End::Broken("parked".into()));
     assert_eq!(machine.processor.read(BOOT_PARAMS, 4096), before);
+}
+
+#[test]
+fn every_staged_byte_is_read_exactly_once() {
+    let guest = Guest::new(RAM);
+    let (staging, descriptor) = (guest.staging, STAGING_START..STAGING_START + Staging::LEN as u64);
+    let files = [staging.kernel, staging.initrd, staging.cmdline].map(|file| file.gpa..file.gpa + file.len);
+    let mut machine = guest.machine();
+    machine.count_staging_reads();
+    assert_eq!(
+        machine.run(),
+        End::Kernel {
+            boot_params: BOOT_PARAMS
+        }
+    );
+    let mut read: Vec<(u64, u32)> = machine.log.staging_reads.drain().collect();
+    read.sort();
+    let expected: Vec<(u64, u32)> = [descriptor]
+        .into_iter()
+        .chain(files)
+        .flatten()
+        .map(|byte| (byte, 1))
+        .collect();
+    assert!(
+        read == expected,
+        "{} bytes instead of {}",
+        read.len(),
+        expected.len()
+    );
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub const SETUP: usize = 3 * 512;
 
 /// A file that has all of a bzImage that a boot loader looks at, with 64 KiB of code.
 pub fn kernel() -> Vec<u8> {
-    let mut file: Vec<u8> = (0..SETUP + 0x1_0000).map(|at| (at * 31 >> 3) as u8).collect();
+    let mut file: Vec<u8> = (0..SETUP + 0x1_0000).map(|at| (at * 31 / 8) as u8).collect();
     file[..SETUP].fill(0);
     put(&mut file, 0x1f1, &[2]);
     put(&mut file, 0x1f4, &(0x1_0000u32 / 16).to_le_bytes());
@@ -120,7 +120,12 @@ pub fn ends_with(guest: Guest, termination: Termination) {
     let mut machine = guest.machine();
     let end = machine.run();
     if let End::Terminated(msr) = end {
-        assert_eq!(Termination::from_ghcb_msr(msr), Some(termination), "{msr:#x}");
+        assert_eq!(
+            Termination::from_ghcb_msr(msr),
+            Some(termination),
+            "{msr:#x} {:x?}",
+            machine.log.exceptions
+        );
     } else {
         panic!("{end:x?} instead of {termination:?}");
     }

@@ -18,6 +18,9 @@ pub enum Moment {
 /// Changes a page-state change while it is served: gets the machine and the address of the shared buffer.
 pub type OnPageStateChange = fn(&mut Machine, u64);
 
+/// What the host does at any moment.
+pub type Act = Box<dyn FnMut(&mut Machine, Moment)>;
+
 /// What the host says and does.
 pub struct Host {
     /// The MSR's value; not even the host can choose it for a real guest.
@@ -43,7 +46,7 @@ pub struct Host {
     /// Serves this many entries of a page-state change a call.
     pub entries_per_call: usize,
     /// Whatever else.
-    pub act: Option<Box<dyn FnMut(&mut Machine, Moment)>>,
+    pub act: Option<Act>,
 }
 
 impl Default for Host {
@@ -164,6 +167,18 @@ impl Machine {
             self.assign(entry);
         }
         self.write_shared(buffer, &((end << 16 | (current + served)) as u64).to_le_bytes());
+    }
+
+    /// Writes a field of the GHCB.
+    pub fn write_ghcb(&self, offset: u64, value: u64) {
+        self.write_shared(self.ghcb_msr + offset, &value.to_le_bytes());
+    }
+
+    /// Changes current and last entry in a page-state change's header.
+    pub fn set_header(&self, buffer: u64, change: fn(u64, u64) -> (u64, u64)) {
+        let header = self.read_shared(buffer);
+        let (current, end) = change(header & 0xffff, header >> 16 & 0xffff);
+        self.write_shared(buffer, &(end << 16 | current).to_le_bytes());
     }
 
     fn assign(&mut self, entry: u64) {

@@ -20,6 +20,8 @@ use crate::unicorn::{Handle, Processor, Register, TlbEntry};
 
 /// Shared pages are here in the emulator's memory, by their guest-physical address.
 pub const SHARED: u64 = 1 << 40;
+/// Where stage0 has its shared view of memory.
+pub const SHARED_VIEW: u64 = 1 << 39;
 const KERNEL_ENTRY: u64 = 0x100_0200;
 const MSR_GHCB: u64 = 0xc001_0130;
 const MSR_SEV_STATUS: u64 = 0xc001_0131;
@@ -58,11 +60,15 @@ pub struct RmpEntry {
 pub struct Log {
     /// Page-state change calls through the GHCB, with their number of entries.
     pub page_state_calls: Vec<usize>,
+    /// Exceptions that the processor raised: vector and RIP.
+    pub exceptions: Vec<(u32, u64)>,
     /// PVALIDATE instructions.
     pub pvalidates: u64,
     /// Instructions, where they are counted; a repeated one counts once.
     pub instructions: u64,
     last: u64,
+    /// Reads of each byte of the staging window, where they are counted.
+    pub staging_reads: HashMap<u64, u32>,
 }
 
 /// The guest.
@@ -160,6 +166,8 @@ impl Machine {
             self.processor
                 .hook_code(on_kernel, user, KERNEL_ENTRY, KERNEL_ENTRY);
             self.processor.hook_tlb(on_tlb_miss, user);
+            self.processor
+                .hook_exceptions(on_exception, on_invalid_instruction, user);
         }
     }
 
@@ -168,6 +176,14 @@ impl Machine {
         let user = (&raw mut *self).cast::<c_void>();
         // SAFETY: as in `hook`.
         unsafe { self.processor.hook_code(on_instruction, user, 1, 0) };
+    }
+
+    /// Counts how often each byte of the staging window is read from now on.
+    pub fn count_staging_reads(&mut self) {
+        let user = (&raw mut *self).cast::<c_void>();
+        let (first, last) = (SHARED + STAGING_START, SHARED + STAGING_END - 1);
+        // SAFETY: as in `hook`. The emulator gives the physical address.
+        unsafe { self.processor.hook_reads(on_staging_read, user, first, last) };
     }
 
     /// Runs from the entry to the end.
@@ -325,6 +341,25 @@ unsafe extern "C" fn on_tlb_miss(
     }
 }
 
+unsafe extern "C" fn on_exception(_: Handle, vector: u32, user: *mut c_void) {
+    // SAFETY: `hook` gave the machine.
+    let machine = unsafe { machine(user) };
+    machine
+        .log
+        .exceptions
+        .push((vector, machine.processor.register(Register::Rip)));
+    if machine.end.is_none() {
+        machine.inject(vector.into());
+    }
+}
+
+unsafe extern "C" fn on_invalid_instruction(handle: Handle, user: *mut c_void) -> bool {
+    const INVALID_OPCODE: u32 = 6;
+    // SAFETY: `hook` gave the machine.
+    unsafe { on_exception(handle, INVALID_OPCODE, user) };
+    true
+}
+
 unsafe extern "C" fn on_pvalidate(_: Handle, at: u64, _: u32, user: *mut c_void) {
     // SAFETY: `hook` gave the machine.
     let machine = unsafe { machine(user) };
@@ -388,6 +423,14 @@ unsafe extern "C" fn on_kernel(_: Handle, _: u64, _: u32, user: *mut c_void) {
     let machine = unsafe { machine(user) };
     let boot_params = machine.processor.register(Register::Rsi);
     machine.finish(End::Kernel { boot_params });
+}
+
+unsafe extern "C" fn on_staging_read(_: Handle, _: c_int, at: u64, len: c_int, _: i64, user: *mut c_void) {
+    // SAFETY: `count_staging_reads` gave the machine.
+    let machine = unsafe { machine(user) };
+    for byte in at..at + len as u64 {
+        *machine.log.staging_reads.entry(byte - SHARED).or_default() += 1;
+    }
 }
 
 unsafe extern "C" fn on_instruction(_: Handle, at: u64, _: u32, user: *mut c_void) {

@@ -3,7 +3,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// An emulated processor; see `uc_open`.
 pub type Handle = *mut c_void;
@@ -20,8 +20,6 @@ pub enum Register {
     Rip = 41,
     Rsi = 43,
     Rsp = 44,
-    Cr0 = 50,
-    Cr4 = 54,
     Idtr = 242,
     Rflags = 253,
 }
@@ -29,7 +27,10 @@ pub enum Register {
 const ARCH_X86: c_int = 4;
 const MODE_64: c_int = 1 << 3;
 const PROT_ALL: u32 = 7;
+const HOOK_EXCEPTION: c_int = 1 << 0;
 const HOOK_CODE: c_int = 1 << 2;
+const HOOK_MEM_READ: c_int = 1 << 10;
+const HOOK_INVALID_INSTRUCTION: c_int = 1 << 14;
 const HOOK_TLB_FILL: c_int = 1 << 17;
 /// `uc_ctl` controls: flush the TLB; fill the TLB by a hook.
 const CTL_TLB_FLUSH: u32 = 11 | 1 << 30;
@@ -47,6 +48,12 @@ pub struct TlbEntry {
 
 /// Called at an instruction, with the address, its length and the user's pointer.
 pub type CodeHook = unsafe extern "C" fn(Handle, u64, u32, *mut c_void);
+/// Called for an exception, with its vector and the user's pointer.
+pub type ExceptionHook = unsafe extern "C" fn(Handle, u32, *mut c_void);
+/// Called for an instruction that the processor does not know; says whether to go on.
+pub type InvalidHook = unsafe extern "C" fn(Handle, *mut c_void) -> bool;
+/// Called for a read: kind of access, address, length, nothing, the user's pointer.
+pub type ReadHook = unsafe extern "C" fn(Handle, c_int, u64, c_int, i64, *mut c_void);
 /// Called for an address that is not in the TLB.
 pub type TlbHook = unsafe extern "C" fn(Handle, u64, c_int, *mut TlbEntry, *mut c_void) -> bool;
 
@@ -133,11 +140,19 @@ unsafe fn symbol<F: Copy>(handle: *mut c_void, name: &CStr) -> F {
     unsafe { std::mem::transmute_copy(&address) }
 }
 
+/// The library's processors disturb each other in rare cases if several threads run them: one at a time.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// A processor in 64-bit mode whose address translation is a hook's.
-pub struct Processor(Handle);
+pub struct Processor(
+    Handle,
+    #[expect(dead_code, reason = "held while the processor lives")] MutexGuard<'static, ()>,
+);
 
 impl Processor {
     pub fn new() -> Self {
+        // A test that failed has poisoned nothing that another uses.
+        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let mut handle = std::ptr::null_mut();
         // SAFETY: the pointer is valid for the call.
         check("uc_open", unsafe {
@@ -147,16 +162,7 @@ impl Processor {
         check("uc_ctl", unsafe {
             (library().ctl)(handle, CTL_TLB_TYPE, TLB_VIRTUAL)
         });
-        Processor(handle)
-    }
-
-    /// A second name for the processor that a hook is called for.
-    pub fn of_hook(handle: Handle) -> std::mem::ManuallyDrop<Self> {
-        std::mem::ManuallyDrop::new(Processor(handle))
-    }
-
-    pub fn handle(&self) -> Handle {
-        self.0
+        Processor(handle, alone)
     }
 
     /// Gives it zeroed physical memory.
@@ -222,6 +228,43 @@ impl Processor {
         // SAFETY: the hook has the type that this kind asks for.
         check("uc_hook_add", unsafe {
             (library().hook_add)(self.0, &mut id, HOOK_CODE, hook as *mut c_void, user, first, last)
+        });
+    }
+
+    /// Calls `hook` with `user` for each exception but unknown instructions, for which it calls `invalid`.
+    ///
+    /// # Safety
+    /// `user` is what the hooks take it for while the processor runs.
+    pub unsafe fn hook_exceptions(&self, hook: ExceptionHook, invalid: InvalidHook, user: *mut c_void) {
+        for (kind, hook) in [
+            (HOOK_EXCEPTION, hook as *mut c_void),
+            (HOOK_INVALID_INSTRUCTION, invalid as *mut c_void),
+        ] {
+            let mut id = 0;
+            // SAFETY: the hook has the type that this kind asks for.
+            check("uc_hook_add", unsafe {
+                (library().hook_add)(self.0, &mut id, kind, hook, user, 1u64, 0u64)
+            });
+        }
+    }
+
+    /// Calls `hook` with `user` for each read at an address from `first` to `last`.
+    ///
+    /// # Safety
+    /// `user` is what the hook takes it for while the processor runs.
+    pub unsafe fn hook_reads(&self, hook: ReadHook, user: *mut c_void, first: u64, last: u64) {
+        let mut id = 0;
+        // SAFETY: the hook has the type that this kind asks for.
+        check("uc_hook_add", unsafe {
+            (library().hook_add)(
+                self.0,
+                &mut id,
+                HOOK_MEM_READ,
+                hook as *mut c_void,
+                user,
+                first,
+                last,
+            )
         });
     }
 
