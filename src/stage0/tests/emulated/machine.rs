@@ -11,6 +11,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
+use std::panic::AssertUnwindSafe;
 
 use stage0::abi::{HashPage, LARGE_PAGE, PAGE, STAGING_END, STAGING_START, Staging, segment};
 
@@ -406,7 +407,10 @@ unsafe extern "C" fn on_rdmsr(_: Handle, at: u64, _: u32, user: *mut c_void) {
 unsafe extern "C" fn on_vmgexit(_: Handle, at: u64, _: u32, user: *mut c_void) {
     // SAFETY: `hook` gave the machine.
     let machine = unsafe { machine(user) };
-    machine.vmgexit();
+    // The host's model asserts what a request must be. A panic can't leave a hook.
+    if std::panic::catch_unwind(AssertUnwindSafe(|| machine.vmgexit())).is_err() {
+        machine.broken("the host took a request for wrong");
+    }
     if machine.end.is_none() {
         machine.processor.set(Register::Rip, at + 4);
         machine.host_moment(Moment::AfterExit);
