@@ -13,7 +13,7 @@ CARGO ?= cargo
 .PHONY: help setup build cwrun guest demo test lint bench soak install clean
 
 help:
-	@echo 'make build     cwrun and the guest files (kernel, initrd)'
+	@echo 'make build     cwrun and the guest files (kernel, initrd, stage0)'
 	@echo 'make demo      boots a container of a Debian root file system and shows what it prints'
 	@echo 'make test      unit, property and end-to-end tests; the last line counts them'
 	@echo 'make lint      format, clippy, dependencies'
@@ -37,6 +37,7 @@ guest: setup
 	src/guest-kernel/build --out $(GUEST)
 	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --release --locked -p init --target $(TRIPLE)
 	src/guest-kernel/pack-initrd target/$(TRIPLE)/release/init $(GUEST)/initrd
+	src/stage0/build --plain --out $(GUEST)
 
 demo: build
 	tests/demo
@@ -64,6 +65,7 @@ install: build
 	install -D -m 755 target/release/cwrun $(DESTDIR)$(PREFIX)/bin/cwrun
 	install -D -m 644 $(GUEST)/vmlinux $(DESTDIR)/usr/lib/cwrun/vmlinux
 	install -D -m 644 $(GUEST)/initrd $(DESTDIR)/usr/lib/cwrun/initrd
+	install -D -m 644 $(GUEST)/stage0 $(DESTDIR)/usr/lib/cwrun/stage0
 	$(if $(KRUN),ln -sf cwrun $(DESTDIR)$(PREFIX)/bin/krun)
 
 clean:
