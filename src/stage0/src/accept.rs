@@ -65,3 +65,7 @@ fn checked(outcome: Pvalidate) -> Result<(), Termination> {
         Pvalidate::SizeMismatch | Pvalidate::Failed => Err(Termination::PageNotValidated),
     }
 }
+
+#[cfg(test)]
+#[path = "accept_test.rs"]
+mod tests;

@@ -89,3 +89,7 @@ fn checksum(bytes: &[u8]) -> u8 {
 fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     bytes[at..at + value.len()].copy_from_slice(value);
 }
+
+#[cfg(test)]
+#[path = "acpi_test.rs"]
+mod tests;

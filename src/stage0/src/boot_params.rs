@@ -58,8 +58,10 @@ pub fn write(
     put(page, TYPE_OF_LOADER, &[LOADER_UNDEFINED]);
     // All below 4 GiB.
     put(page, CODE32_START, &(LOAD_ADDRESS as u32).to_le_bytes());
-    put(page, RAMDISK_IMAGE, &(initrd.start as u32).to_le_bytes());
-    put(page, RAMDISK_SIZE, &(initrd_len as u32).to_le_bytes());
+    if initrd_len != 0 {
+        put(page, RAMDISK_IMAGE, &(initrd.start as u32).to_le_bytes());
+        put(page, RAMDISK_SIZE, &(initrd_len as u32).to_le_bytes());
+    }
     put(page, CMD_LINE_PTR, &(CMDLINE as u32).to_le_bytes());
     put(page, ACPI_RSDP_ADDR, &ACPI.to_le_bytes());
     put(page, SETUP_DATA_PTR, &0u64.to_le_bytes());

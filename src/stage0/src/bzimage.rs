@@ -116,3 +116,7 @@ fn check_address(fields: &[u8]) -> Result<(), Termination> {
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
+
+#[cfg(test)]
+#[path = "bzimage_test.rs"]
+mod tests;

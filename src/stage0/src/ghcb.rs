@@ -169,3 +169,7 @@ fn call<P: Platform>(platform: &mut P, ghcb: u64, code: u64) -> Result<(), Termi
         _ => Err(Termination::PageStateChange),
     }
 }
+
+#[cfg(test)]
+#[path = "ghcb_test.rs"]
+mod tests;

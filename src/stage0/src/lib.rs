@@ -26,6 +26,9 @@ mod ram;
 mod sha256;
 mod snp;
 
+#[cfg(test)]
+mod model;
+
 pub use abi::Termination;
 pub use boot::{Handover, confidential, plain};
 pub use platform::{Image, PageSize, Platform, Pvalidate};

@@ -56,3 +56,7 @@ pub fn ranges(ram: u64, image: &Image) -> [Range; 4] {
 
 /// Where RAM goes on after the BIOS area.
 pub const BIOS_END: u64 = 0x10_0000;
+
+#[cfg(test)]
+#[path = "ram_test.rs"]
+mod tests;

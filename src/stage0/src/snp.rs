@@ -91,3 +91,7 @@ fn leaf(page: &[u8], function: u32) -> Result<&[u8], Termination> {
     }
     found.ok_or(Termination::CpuidContents)
 }
+
+#[cfg(test)]
+#[path = "snp_test.rs"]
+mod tests;
