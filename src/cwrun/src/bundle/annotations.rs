@@ -7,6 +7,10 @@ use anyhow::{Result, bail, ensure};
 pub const SCRATCH: &str = "io.cwrun.scratch";
 /// Whether directories of the host may be shared with the guest: `deny` or `untrusted`.
 pub const VOLUMES: &str = "io.cwrun.volumes";
+/// Which TEE: `none`, `snp`, `sim` or `auto`.
+pub const TEE: &str = "io.cwrun.tee";
+/// Whether `exec` may run processes in a confidential container: `allow`.
+pub const TEE_EXEC: &str = "io.cwrun.tee.exec";
 /// Number of vCPUs.
 pub const KRUN_CPUS: &str = "krun.cpus";
 /// Guest memory in MiB.
@@ -24,10 +28,12 @@ pub const SANDBOX: [(&str, &str); 2] = [
 pub const PODMAN: (&str, &str) = ("io.container.manager", "libpod");
 
 /// All of them, sorted. An engine that gets annotations from strangers should know this list (`features`).
-pub const ALL: [&str; 10] = [
+pub const ALL: [&str; 12] = [
     PODMAN.0,
     crate::mkcw_disk::PASSPHRASE_FILE,
     SCRATCH,
+    TEE,
+    TEE_EXEC,
     VOLUMES,
     SANDBOX[0].0,
     SANDBOX[1].0,

@@ -15,8 +15,13 @@ use workload::{
 
 /// Splits off what the guest enforces. The Workload's root is left empty, for the caller to fill once the root file
 /// system has been converted: what is wrong with a bundle is found before that. The sources are those of the Environment's
-/// volumes, one by one.
-pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, Environment, Vec<Source>)> {
+/// volumes, one by one. A confidential guest shares nothing with the host.
+pub fn split(
+    bundle: &Bundle,
+    id: &str,
+    sizing: &Sizing,
+    confidential: bool,
+) -> Result<(Workload, Environment, Vec<Source>)> {
     let spec = &bundle.spec;
     let process = spec
         .process()
@@ -29,7 +34,7 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
     let (mut guest_mounts, mut files) = (Vec::new(), Vec::new());
     let (mut sources, mut volumes) = (Vec::new(), Vec::new());
     let mounts = spec.mounts().as_deref().unwrap_or_default();
-    for placed in mounts::place(&bundle.dir, mounts, Sharing::of(bundle)?)? {
+    for placed in mounts::place(&bundle.dir, mounts, Sharing::of(bundle, confidential)?)? {
         match placed {
             Placed::Guest(mount) => guest_mounts.push(mount),
             Placed::File(file) => files.push(file),
@@ -61,6 +66,7 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
         devices: devices::devices(&linux)?,
         start_hooks: start_hooks(bundle)?,
         root_propagation: root_propagation(linux.rootfs_propagation().as_deref())?,
+        tee: None,
     };
     let environment = Environment {
         id: id.to_owned(),

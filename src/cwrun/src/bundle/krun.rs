@@ -5,7 +5,7 @@
 //!   annotation          file                         here
 //!   krun.cpus           cpus                         vCPUs
 //!   krun.ram_mib        ram_mib                      guest memory
-//!   krun.variant        flavor                       refused if it is not empty: no TEE is available yet
+//!   krun.variant        flavor                       "sev" demands a TEE: SEV-SNP; others are refused
 //!                       /krun-sev.json               refused without an encrypted disk beside it
 //!                       kernel_path initrd_path
 //!                       kernel_cmdline               refused: guests have cwrun's own kernel
@@ -55,15 +55,16 @@ pub struct Requests {
     pub cpus: Option<Asked>,
     /// Guest memory in MiB.
     pub ram_mib: Option<Asked>,
+    /// Who demands SEV, if anybody does: what a message begins with.
+    pub sev: Option<String>,
 }
 
 /// Reads annotations and file. Refuses what would be unsafe to do without.
 pub fn read(bundle: &Bundle) -> Result<Requests> {
     let file = VmFile::read(&bundle.rootfs)?;
-    if let Some(variant) = bundle.annotation(annotations::KRUN_VARIANT) {
-        check_variant("config.json: annotation krun.variant", variant)?;
-    }
-    file.check()?;
+    let variant = bundle.annotation(annotations::KRUN_VARIANT).unwrap_or_default();
+    let annotated_sev = check_variant("config.json: annotation krun.variant", variant)?;
+    let sev = annotated_sev.or(file.check()?);
     check_sev_image(&bundle.rootfs)?;
     warn_of_annotations(bundle);
     let number = |key: &str, word: &str| match annotated(bundle, key)? {
@@ -73,6 +74,7 @@ pub fn read(bundle: &Bundle) -> Result<Requests> {
     Ok(Requests {
         cpus: number(annotations::KRUN_CPUS, "cpus")?,
         ram_mib: number(annotations::KRUN_RAM_MIB, "ram_mib")?,
+        sev,
     })
 }
 
@@ -87,13 +89,13 @@ fn annotated(bundle: &Bundle, key: &str) -> Result<Option<Asked>> {
     Ok(Some(Asked { value, by }))
 }
 
-/// An empty variant is what a template leaves of one that was not given.
-fn check_variant(by: &str, variant: &str) -> Result<()> {
-    ensure!(
-        variant.is_empty(),
-        "{by}: {variant:?} is not available yet: this release runs containers without a TEE only"
-    );
-    Ok(())
+/// Who demands SEV, if this variant does. An empty one is what a template leaves of one that was not given.
+fn check_variant(by: &str, variant: &str) -> Result<Option<String>> {
+    match variant {
+        "" => Ok(None),
+        "sev" => Ok(Some(format!("{by}: {variant:?}"))),
+        _ => bail!("{by}: {variant:?} is not available, expected \"sev\""),
+    }
 }
 
 /// crun takes `/krun-sev.json` for the wish to run under SEV. With a disk beside it, it is an image of mkcw, which
@@ -158,12 +160,14 @@ impl VmFile {
         serde_json::from_slice(&bytes).map(Self).with_context(context)
     }
 
-    fn check(&self) -> Result<()> {
+    /// Refuses what would be unsafe to do without. Says who demands SEV, if the file does.
+    fn check(&self) -> Result<Option<String>> {
+        let mut sev = None;
         for (word, value) in &self.0 {
             let by = format!("/{FILE} in the image: {word}");
             match (word.as_str(), value) {
                 ("cpus" | "ram_mib", _) | (_, Value::Null) => {}
-                ("flavor", Value::String(flavor)) => check_variant(&by, flavor)?,
+                ("flavor", Value::String(flavor)) => sev = check_variant(&by, flavor)?,
                 ("flavor", _) => bail!("{by}: {value} is not a string"),
                 (word, _) if KERNEL.contains(&word) => {
                     bail!("{by}: not supported: guests have cwrun's own kernel")
@@ -176,7 +180,7 @@ impl VmFile {
                 _ => tracing::warn!("{by}: unknown, ignored"),
             }
         }
-        Ok(())
+        Ok(sev)
     }
 
     fn number(&self, word: &str) -> Result<Option<Asked>> {

@@ -21,6 +21,7 @@ pub mod volumes;
 use crate::bundle::mounts::Source;
 use crate::launch::{self, VmmEnd};
 use crate::state::StatusFile;
+use crate::tee::Start;
 use std::fs::File;
 use std::os::unix::net::UnixListener;
 use stdio::Stdio;
@@ -32,10 +33,8 @@ use workload::{Environment, Workload};
 pub struct Machine {
     /// `/dev/kvm`.
     pub kvm: File,
-    /// The guest kernel.
-    pub kernel: File,
-    /// The guest's initrd.
-    pub initrd: File,
+    /// What the guest starts from.
+    pub start: Start,
     /// Images of the root file system, which lie end to end on the guest's first disk.
     pub images: Vec<File>,
     /// What opens them.

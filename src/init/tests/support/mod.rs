@@ -337,5 +337,6 @@ fn workload(script: &str, layers: Vec<Layer>) -> Workload {
         devices: Vec::new(),
         start_hooks: Vec::new(),
         root_propagation: None,
+        tee: None,
     }
 }
