@@ -17,16 +17,28 @@
 //! | `vmsa` | the registers a vCPU starts with, and the page that the firmware measures for it | VMM, `cwrun measure` |
 //! | `image` | the pages of stage0's ELF | VMM, `cwrun measure` |
 //! | `measure` | everything that a launch passes to the firmware, in order | VMM, `cwrun measure` |
+//! | `ecdsa` | P-384 signatures and keys in the firmware's layout | all of the following |
+//! | `report` | attestation reports, versions 2 to 5 | guest, broker |
+//! | `certs` | ARK ─► ASK ─► VCEK or VLEK, pinned roots, revocation lists | broker |
+//! | `evidence` | a report with its certificates, as JSON or as the firmware gives it | guest, broker |
+//! | `appraise` | policy, and a verdict that names the clause | broker |
+//! | `sim` | the software TEE | VMM, tests |
 //!
 //! SECURITY: reports, certificates, images and policies come from outside. All parsers here take any bytes, allocate no
 //! more than their stated limits, and end.
 
 #![forbid(unsafe_code)]
 
+pub mod appraise;
+pub mod certs;
+pub mod ecdsa;
+pub mod evidence;
 mod hex;
 pub mod image;
 pub mod launch;
 pub mod measure;
+pub mod report;
+pub mod sim;
 pub mod vmsa;
 
 /// Size in bytes of a page, as the firmware measures them.

@@ -30,7 +30,8 @@ fn the_boot_vcpu_starts_in_64_bit_mode() {
 #[test]
 fn every_register_has_a_place_of_its_own() {
     let base = VcpuState::reset(CpuModel::Milan);
-    let changes: [(&str, fn(&mut VcpuState)); 33] = [
+    type Change = fn(&mut VcpuState);
+    let changes: [(&str, Change); 33] = [
         ("es", |s| s.es.base = 1),
         ("cs", |s| s.cs.base = 1),
         ("ss", |s| s.ss.base = 1),
