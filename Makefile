@@ -38,7 +38,7 @@ guest: setup
 	src/guest-kernel/build --out $(GUEST)
 	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --release --locked -p init --target $(TRIPLE)
 	src/guest-kernel/pack-initrd target/$(TRIPLE)/release/init $(GUEST)/initrd
-	src/stage0/build --out $(GUEST) --plain
+	src/stage0/build --plain --out $(GUEST)
 
 demo: build
 	tests/demo

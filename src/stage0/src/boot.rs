@@ -8,6 +8,10 @@ use crate::platform::{Image, Platform};
 use crate::sha256::Sha256;
 use crate::{accept, acpi, ram, snp};
 
+/// The BIOS data area.
+const BIOS_DATA: u64 = 0x400;
+const BIOS_DATA_LEN: usize = 0x100;
+
 /// How to enter the kernel (boot.rst, "64-bit Boot Protocol").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handover {
@@ -61,6 +65,9 @@ fn hand_over<P: Platform>(
     loaded: &Loaded,
     confidential: bool,
 ) -> Handover {
+    // SECURITY: Linux looks into the BIOS data area for where conventional memory ends. What a validated page holds before it
+    // is written is for the host to influence.
+    platform.private(BIOS_DATA, BIOS_DATA_LEN).fill(0);
     let tables = page(platform, ACPI);
     tables.fill(0);
     acpi::write(tables, ACPI, staging.vcpus);

@@ -60,7 +60,7 @@ proptest! {
             on_exit: Box::new(|shared, call| {
                 let mut header = headers[call % headers.len()];
                 if close {
-                    header = (count - 1) << 16 | header % (count + 2);
+                    header = ((count - 1) << 16) | (header % (count + 2));
                 }
                 shared.insert(BUFFER, header);
             }),

@@ -220,6 +220,12 @@ fn the_cc_blob_names_the_launched_secrets_and_cpuid_pages() {
 }
 
 #[test]
+fn the_bios_data_area_is_empty() {
+    let machine = boot(Guest::new(RAM));
+    assert_eq!(machine.processor.read(0x400, 0x100), [0; 0x100]);
+}
+
+#[test]
 fn the_acpi_tables_name_every_vcpu() {
     let machine = boot(Guest::new(RAM));
     let page = machine.processor.read(0x9f000, 4096);

@@ -111,7 +111,7 @@ impl Machine {
             host,
         });
         // What RAM holds before the guest writes to it is the host's choice.
-        for page in [0x7000, 0x8000, 0x9000, 0x9f000] {
+        for page in [0, 0x7000, 0x8000, 0x9000, 0x9f000] {
             machine.processor.write(page, &[0xa5; PAGE as usize]);
         }
         machine.launch(hashes);
