@@ -33,7 +33,7 @@ fn a_workload_runs_and_says_what_it_is_worth() {
     assert!(text.starts_with("out\n"), "{text}");
     assert!(done.stderr.contains("err\n"), "{}", done.stderr);
     // The command line is the constant one: neither sizes nor devices of this container are in it.
-    assert_eq!(text.matches("virtio_mmio.device=").count(), 19, "{text}");
+    assert_eq!(text.matches("virtio_mmio.device=").count(), 11, "{text}");
     assert!(!text.contains("acpi=off"), "{text}");
     let warned = done.stderr.contains("protects NOTHING");
     assert_eq!(warned, kind() == "sim", "{}", done.stderr);

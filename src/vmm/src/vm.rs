@@ -76,8 +76,15 @@ pub enum Error {
     #[error("can't set up a virtqueue")]
     Queue(#[from] virtio_queue::Error),
     /// More disks, network interfaces and volumes than interrupt lines.
-    #[error("{0} disks, network interfaces and volumes are more than the {max} that there are interrupt lines for", max = layout::MAX_VIRTIO_DEVICES - 1)]
-    TooManyDevices(usize),
+    #[error(
+        "{count} disks, network interfaces and volumes are more than the {max} that there are interrupt lines for"
+    )]
+    TooManyDevices {
+        /// How many.
+        count: usize,
+        /// How many there can be.
+        max: usize,
+    },
     /// The host is short of something.
     #[error("the host refuses {what}")]
     Host {
@@ -131,8 +138,16 @@ impl Vm {
             console,
         } = config;
         let devices = disks.len() + nics.len() + volumes.len();
-        if devices >= layout::MAX_VIRTIO_DEVICES {
-            return Err(Error::TooManyDevices(devices));
+        let places = match &boot {
+            Boot::Kernel { .. } => layout::MAX_VIRTIO_DEVICES,
+            Boot::Firmware(_) => layout::FIRMWARE_VIRTIO_DEVICES,
+        };
+        // One is the socket device's.
+        if devices >= places {
+            return Err(Error::TooManyDevices {
+                count: devices,
+                max: places - 1,
+            });
         }
         let kvm = kvm_from_file(kvm)?;
         let started = match boot {
@@ -497,7 +512,10 @@ fn full_cmdline(extra: &str, devices: usize) -> String {
 /// `swiotlb=force`: devices see bounce buffers only. Under SNP Linux does so anyway; without SNP this makes it the same.
 pub fn confidential_cmdline() -> String {
     let base = BASE_CMDLINE.split(' ').filter(|word| *word != "acpi=off");
-    let places = places().map(|(base, gsi)| format!("virtio_mmio.device=4K@{base:#x}:{gsi}"));
+    // Linux maps a PC's lines without being told of them; any table that would tell it of more came from the host.
+    let places = places()
+        .take(layout::FIRMWARE_VIRTIO_DEVICES)
+        .map(|(base, gsi)| format!("virtio_mmio.device=4K@{base:#x}:{gsi}"));
     let own = [String::from("swiotlb=force")];
     let words: Vec<_> = base.map(str::to_owned).chain(own).chain(places).collect();
     words.join(" ")
@@ -619,7 +637,10 @@ impl DeviceBuilder<'_> {
     ) -> Result<(Inbox, Interrupt), Error> {
         // The number of devices was checked against the places there are.
         let Some((base, gsi)) = places().nth(self.transports.len()) else {
-            return Err(Error::TooManyDevices(self.transports.len()));
+            return Err(Error::TooManyDevices {
+                count: self.transports.len(),
+                max: layout::MAX_VIRTIO_DEVICES,
+            });
         };
         let line = eventfd(libc::EFD_NONBLOCK)?;
         register_line(self.kvm_vm, &line, gsi)?;
@@ -673,9 +694,9 @@ mod tests {
         let line = confidential_cmdline();
         assert_eq!(
             line.matches("virtio_mmio.device=").count(),
-            layout::MAX_VIRTIO_DEVICES
+            layout::FIRMWARE_VIRTIO_DEVICES
         );
-        assert!(line.ends_with("virtio_mmio.device=4K@0xd0012000:23"));
+        assert!(line.ends_with("virtio_mmio.device=4K@0xd000a000:15"));
         assert!(!line.contains("acpi=off") && line.contains(" swiotlb=force "));
         assert!(line.len() < layout::CMDLINE_SIZE);
     }

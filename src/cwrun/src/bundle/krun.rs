@@ -24,6 +24,8 @@ use std::path::Path;
 
 /// The image's own file.
 const FILE: &str = ".krun_vm.json";
+/// What a message about the annotation begins with.
+const VARIANT: &str = "config.json: annotation krun.variant";
 /// Longest such file, in bytes.
 const LONGEST: u64 = 64 << 10;
 
@@ -55,16 +57,14 @@ pub struct Requests {
     pub cpus: Option<Asked>,
     /// Guest memory in MiB.
     pub ram_mib: Option<Asked>,
-    /// Who demands SEV, if anybody does: what a message begins with.
-    pub sev: Option<String>,
 }
 
 /// Reads annotations and file. Refuses what would be unsafe to do without.
 pub fn read(bundle: &Bundle) -> Result<Requests> {
     let file = VmFile::read(&bundle.rootfs)?;
     let variant = bundle.annotation(annotations::KRUN_VARIANT).unwrap_or_default();
-    let annotated_sev = check_variant("config.json: annotation krun.variant", variant)?;
-    let sev = annotated_sev.or(file.check()?);
+    check_variant(VARIANT, variant)?;
+    file.check()?;
     check_sev_image(&bundle.rootfs)?;
     warn_of_annotations(bundle);
     let number = |key: &str, word: &str| match annotated(bundle, key)? {
@@ -74,8 +74,16 @@ pub fn read(bundle: &Bundle) -> Result<Requests> {
     Ok(Requests {
         cpus: number(annotations::KRUN_CPUS, "cpus")?,
         ram_mib: number(annotations::KRUN_RAM_MIB, "ram_mib")?,
-        sev,
     })
+}
+
+/// Who demands SEV, if anybody does: what a message begins with.
+pub fn sev(bundle: &Bundle) -> Result<Option<String>> {
+    let variant = bundle.annotation(annotations::KRUN_VARIANT).unwrap_or_default();
+    match check_variant(VARIANT, variant)? {
+        Some(by) => Ok(Some(by)),
+        None => VmFile::read(&bundle.rootfs)?.sev(),
+    }
 }
 
 fn annotated(bundle: &Bundle, key: &str) -> Result<Option<Asked>> {
@@ -160,14 +168,20 @@ impl VmFile {
         serde_json::from_slice(&bytes).map(Self).with_context(context)
     }
 
-    /// Refuses what would be unsafe to do without. Says who demands SEV, if the file does.
-    fn check(&self) -> Result<Option<String>> {
-        let mut sev = None;
+    /// Who demands SEV, if the file does.
+    fn sev(&self) -> Result<Option<String>> {
+        match self.0.get("flavor") {
+            Some(Value::String(flavor)) => check_variant(&format!("/{FILE} in the image: flavor"), flavor),
+            _ => Ok(None),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
         for (word, value) in &self.0 {
             let by = format!("/{FILE} in the image: {word}");
             match (word.as_str(), value) {
                 ("cpus" | "ram_mib", _) | (_, Value::Null) => {}
-                ("flavor", Value::String(flavor)) => sev = check_variant(&by, flavor)?,
+                ("flavor", Value::String(flavor)) => drop(check_variant(&by, flavor)?),
                 ("flavor", _) => bail!("{by}: {value} is not a string"),
                 (word, _) if KERNEL.contains(&word) => {
                     bail!("{by}: not supported: guests have cwrun's own kernel")
@@ -180,7 +194,7 @@ impl VmFile {
                 _ => tracing::warn!("{by}: unknown, ignored"),
             }
         }
-        Ok(sev)
+        Ok(())
     }
 
     fn number(&self, word: &str) -> Result<Option<Asked>> {

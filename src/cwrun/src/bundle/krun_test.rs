@@ -88,7 +88,10 @@ fn what_is_not_there_is_refused_by_name() {
 
 #[test]
 fn sev_is_demanded_by_annotation_or_image() {
-    let sev = |annotations, file| with_file(annotations, file).unwrap().sev;
+    let sev = |annotations, file| {
+        let (_dir, bundle) = bundle(annotations, |rootfs| fs::write(rootfs.join(FILE), file).unwrap());
+        sev(&bundle).unwrap()
+    };
     assert_eq!(sev(json!({}), r#"{"flavor": ""}"#), None);
     let annotated = sev(json!({"krun.variant": "sev"}), "{}");
     assert_eq!(

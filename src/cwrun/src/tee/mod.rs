@@ -53,7 +53,7 @@ pub struct Start {
 
 /// The TEE for this bundle, or none.
 pub fn choose(bundle: &Bundle, settings: &Settings) -> Result<Option<workload::Tee>> {
-    let sev = krun::read(bundle)?.sev;
+    let sev = krun::sev(bundle)?;
     let annotated = bundle.annotation(annotations::TEE).map(parse_wish).transpose()?;
     let kind = decide(annotated, sev.as_deref(), settings.tee.kind, || {
         host::support().map(drop)
