@@ -10,12 +10,13 @@ GUEST := target/guest
 TRIPLE := x86_64-unknown-linux-gnu
 CARGO ?= cargo
 
-.PHONY: help setup build cwrun guest demo test lint bench soak install clean
+.PHONY: help setup build cwrun guest demo test test-snp lint bench soak install clean
 
 help:
 	@echo 'make build     cwrun and the guest files (kernel, initrd, stage0)'
 	@echo 'make demo      boots a container of a Debian root file system and shows what it prints'
 	@echo 'make test      unit, property and end-to-end tests; the last line counts them'
+	@echo 'make test-snp  the confidential tests under SEV-SNP, on a machine that has it'
 	@echo 'make lint      format, clippy, dependencies'
 	@echo 'make bench     times conversion beside mkfs.erofs and tar, starts beside crun and QEMU, layers, volumes, disks and network'
 	@echo 'make soak      the long tests: reproducible kernel, crash tests, the testbed itself'
@@ -45,6 +46,10 @@ demo: build
 test: build
 	tests/run
 
+# Not through `build`: a machine that can't run them is told so before anything is built.
+test-snp:
+	@tests/snp
+
 bench: build
 	benches/convert
 	tests/testbed/rootfs
@@ -65,7 +70,9 @@ install: build
 	install -D -m 755 target/release/cwrun $(DESTDIR)$(PREFIX)/bin/cwrun
 	install -D -m 644 $(GUEST)/vmlinux $(DESTDIR)/usr/lib/cwrun/vmlinux
 	install -D -m 644 $(GUEST)/initrd $(DESTDIR)/usr/lib/cwrun/initrd
+	install -D -m 644 $(GUEST)/bzImage $(DESTDIR)/usr/lib/cwrun/bzImage
 	install -D -m 644 $(GUEST)/stage0 $(DESTDIR)/usr/lib/cwrun/stage0
+	install -D -m 644 $(GUEST)/stage0-plain $(DESTDIR)/usr/lib/cwrun/stage0-plain
 	$(if $(KRUN),ln -sf cwrun $(DESTDIR)$(PREFIX)/bin/krun)
 
 clean:

@@ -1,32 +1,7 @@
-//! The guest's kernel and initrd: where they are installed.
+//! The guest's kernels, initrd and firmware: where they are installed.
 
 use anyhow::{Context, Result, bail};
-use std::fs::File;
 use std::path::{Path, PathBuf};
-
-/// The guest's kernel and initrd, open.
-#[derive(Debug)]
-pub struct GuestFiles {
-    /// Uncompressed kernel.
-    pub kernel: File,
-    /// Initial RAM file system with `init`.
-    pub initrd: File,
-}
-
-impl GuestFiles {
-    /// Opens them in the first directory that has a kernel.
-    pub fn open() -> Result<Self> {
-        let dir = find()?;
-        let open = |name: &str| {
-            let path = dir.join(name);
-            File::open(&path).with_context(|| format!("guest file {}", path.display()))
-        };
-        Ok(Self {
-            kernel: open("vmlinux")?,
-            initrd: open("initrd")?,
-        })
-    }
-}
 
 /// The directory with the guest files: `CWRUN_GUEST_DIR` if set, else beside the binary (a build or a prefix), else
 /// `/usr/lib/cwrun`.

@@ -33,6 +33,7 @@ mod settings;
 mod signal;
 mod signal_fd;
 mod state;
+mod tee;
 mod user;
 
 use anyhow::Result;

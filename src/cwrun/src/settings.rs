@@ -10,7 +10,9 @@
 //! is unknown or has a wrong value is an error with file, line and key.
 
 use crate::bundle::sizing::parse_size;
+use crate::tee::Wish;
 use crate::user;
+use ::tee::launch::Policy;
 use anyhow::{Context, Result, anyhow};
 use serde::de::{Deserialize, Deserializer, Error as _};
 use std::ffi::OsString;
@@ -36,6 +38,8 @@ pub struct Settings {
     pub vm: Vm,
     /// Converted root file systems.
     pub cache: Cache,
+    /// Confidential containers.
+    pub tee: Tee,
     /// What makes a machine convenient and less safe.
     pub development: Development,
     /// Where these settings are from; none if they are the defaults.
@@ -73,6 +77,22 @@ pub struct Cache {
     pub limit: u64,
 }
 
+/// `[tee]`
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tee {
+    /// Which TEE containers get that do not say.
+    pub kind: Wish,
+    /// The guest policy of all of them.
+    pub policy: Policy,
+    /// The owner's identity block, signed; none without.
+    #[serde(deserialize_with = "directory")]
+    pub id_block: Option<PathBuf>,
+    /// Its authentication.
+    #[serde(deserialize_with = "directory")]
+    pub id_auth: Option<PathBuf>,
+}
+
 /// `[development]`
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -88,6 +108,18 @@ impl Default for Vm {
             max_vcpus: 4,
             vmm_headroom: 64 << 20,
             default_scratch: 4 << 30,
+        }
+    }
+}
+
+impl Default for Tee {
+    fn default() -> Self {
+        Self {
+            kind: Wish::None,
+            // SMT is on nearly everywhere, and kernels before Linux 6.15 take no policy that forbids it.
+            policy: Policy::STRICT.with(Policy::SMT),
+            id_block: None,
+            id_auth: None,
         }
     }
 }

@@ -17,6 +17,10 @@ fn the_example_shows_every_key_with_its_default() {
         "default_scratch",
         "directory",
         "limit",
+        "kind",
+        "policy",
+        "id_block",
+        "id_auth",
         "passphrase_file",
     ];
     assert_eq!(keys, all);
@@ -36,6 +40,7 @@ fn keys_set_what_they_name_and_the_rest_stays() {
             directory: Some("/data/cwrun".into()),
             limit: 1 << 40,
         },
+        tee: Tee::default(),
         development: Development::default(),
         file: None,
     };
@@ -54,7 +59,7 @@ fn errors_name_file_line_and_key() {
         ),
         (
             "[disk]\n",
-            "line 1: disk: unknown field `disk`, expected one of `vm`, `cache`, `development`",
+            "line 1: disk: unknown field `disk`, expected one of `vm`, `cache`, `tee`, `development`",
         ),
         (
             "[vm]\nmax_vcpus = \"4\"\n",

@@ -12,7 +12,7 @@ use crate::dm::Mapper;
 use crate::failure::{Context as _, Failure, Result};
 use crate::process::Process;
 use crate::session::{Session, Sockets, open_streams};
-use crate::{account, kmsg, layers, network, scratch, sys, world};
+use crate::{account, evidence, kmsg, layers, network, scratch, sys, world};
 use mkcw::InnerConfig;
 use rustix::event::{Timespec, poll};
 use rustix::time::{ClockId, clock_gettime, clock_settime};
@@ -58,8 +58,12 @@ pub fn run() -> Result<()> {
                 streams,
                 sockets,
                 cgroup,
+                exec,
             } = prepared;
-            let session = Session::new(control, process, streams, sockets, Some(cgroup))?;
+            let mut session = Session::new(control, process, streams, sockets, Some(cgroup))?;
+            if !exec {
+                session.refuse_exec();
+            }
             farewell(session.run()?)
         }
         Err(failure) => {
@@ -76,6 +80,8 @@ struct Prepared {
     streams: crate::process::Streams,
     sockets: Sockets,
     cgroup: Cgroup,
+    /// The host may have more processes run.
+    exec: bool,
 }
 
 fn set_up(setup: Setup, phases: &mut Phases) -> Result<Prepared> {
@@ -86,8 +92,9 @@ fn set_up(setup: Setup, phases: &mut Phases) -> Result<Prepared> {
         unix_time_ns,
         ..
     } = setup;
-    let mut workload =
-        Workload::from_bytes(&workload.0).map_err(|error| Failure::other(error.to_string()))?;
+    let bytes = workload.0;
+    let mut workload = Workload::from_bytes(&bytes).map_err(|error| Failure::other(error.to_string()))?;
+    evidence::check(&bytes, workload.tee)?;
     environment.check().map_err(Failure::other)?;
     set_clock(Duration::from_nanos(unix_time_ns))?;
     let mapper = Mapper::open()?;
@@ -155,6 +162,7 @@ fn prepare_process(workload: &Workload, environment: &Environment, sockets: Sock
         streams,
         sockets,
         cgroup,
+        exec: workload.tee.is_none_or(|tee| tee.exec),
     })
 }
 

@@ -5,6 +5,7 @@
 //! | `guest` | the whole story, in order |
 //! | `world` | init's own mounts |
 //! | `control` | the stream to the host |
+//! | `evidence` | whether the Workload is the one that a confidential guest was launched for |
 //! | `dm`, `layers`, `scratch` | disks: encrypted, verified, mounted, written over |
 //! | `mkcw_disk`, `account` | other people's disks, and the users that they name |
 //! | `ext4`, `trim` | the scratch disk's file system, and its free space |
@@ -22,6 +23,7 @@ mod cgroup;
 mod container;
 mod control;
 mod dm;
+mod evidence;
 mod ext4;
 mod failure;
 pub mod guest;

@@ -44,6 +44,8 @@ pub struct Session {
     status: Option<Status>,
     /// Since when it is over.
     over_since: Option<Instant>,
+    /// The host may have more processes run.
+    exec_allowed: bool,
 }
 
 impl Session {
@@ -63,7 +65,13 @@ impl Session {
             highest: FIRST,
             status: None,
             over_since: None,
+            exec_allowed: true,
         })
+    }
+
+    /// From here on the first process stays the only one that the host starts.
+    pub fn refuse_exec(&mut self) {
+        self.exec_allowed = false;
     }
 
     /// Serves until the end of the container has been told to the host, or the host is gone. Returns the control stream.
@@ -160,6 +168,12 @@ impl Session {
     }
 
     fn exec(&mut self, id: u32, exec: &Exec) -> Result<()> {
+        // SECURITY: a process of the host's choice could read all of the workload's memory.
+        if !self.exec_allowed {
+            return Err(Failure::other(
+                "the container is confidential, and its Workload does not let the host run more processes in it",
+            ));
+        }
         if exec.number <= self.highest || exec.number > MAX_PROCESS {
             return Err(Failure::other(format!(
                 "process number {} is not a new one",

@@ -323,6 +323,7 @@ fn workload(script: &str) -> Workload {
         devices: Vec::new(),
         start_hooks: Vec::new(),
         root_propagation: None,
+        tee: None,
     }
 }
 

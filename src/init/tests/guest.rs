@@ -6,8 +6,9 @@ use std::fs;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 
 use support::{Image, MIB, Machine, convert, rootfs};
+use workload::protocol::{Exec, Outcome, Request};
 use workload::protocol::{FailureKind, Status};
-use workload::{Scratch, VolumeKey};
+use workload::{Scratch, Tee, TeeKind, VolumeKey};
 
 #[test]
 #[ignore = "boots guests"]
@@ -152,4 +153,66 @@ fn set_up_failures_are_sentences() {
     machine.workload.scratch = Scratch::Disk { bytes: 64 * MIB };
     let (_, message) = machine.boot().failed();
     assert_eq!(message, "scratch disk /dev/vdb: No such file or directory");
+}
+
+/// A machine whose Workload is for a simulated TEE, and the Workload's hash.
+fn confidential(script: &str) -> (Machine, [u8; 32]) {
+    let mut machine = Machine::new(vec![convert(rootfs(|_| ()).path())], script);
+    machine.workload.tee = Some(Tee {
+        kind: TeeKind::Sim,
+        exec: false,
+    });
+    let hash = machine.workload.digest().0;
+    (machine, hash)
+}
+
+#[test]
+#[ignore = "boots guests"]
+fn a_confidential_guest_runs_the_workload_that_it_was_launched_for_and_nothing_else() {
+    let (machine, hash) = confidential("exit 7");
+    let mut guest = machine.boot();
+    guest.attest(hash);
+    guest.ready();
+    guest.stdio();
+    let process = confidential("exit 0").0.workload.process;
+    guest.tell(Request::Exec(Box::new(Exec {
+        number: 1,
+        process,
+        console_size: None,
+    })));
+    let outcome = guest.outcome();
+    assert!(
+        matches!(&outcome, Outcome::Failed { message, .. } if message.contains("does not let the host run more processes")),
+        "{outcome:?}"
+    );
+    guest.start();
+    assert_eq!(guest.exited(), Status::Code { code: 7 });
+}
+
+#[test]
+#[ignore = "boots guests"]
+fn another_workload_than_the_one_launched_for_is_refused() {
+    for bit in [0, 100, 255] {
+        let (machine, mut hash) = confidential("exit 0");
+        hash[bit / 8] ^= 1 << (bit % 8);
+        let guest = machine.boot();
+        guest.attest(hash);
+        let (_, message) = guest.failed();
+        assert!(
+            message.contains("not the one that this guest was launched for"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+#[ignore = "boots guests"]
+fn a_workload_for_snp_does_not_run_without() {
+    let (mut machine, _) = confidential("exit 0");
+    machine.workload.tee = Some(Tee {
+        kind: TeeKind::Snp,
+        exec: false,
+    });
+    let (_, message) = machine.boot().failed();
+    assert!(message.contains("demands SEV-SNP"), "{message}");
 }

@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use vmm::{Access, Config, Disk, Exit, Vm, Vsock};
+use vmm::{Access, Boot, Config, Disk, Exit, Vm, Vsock};
 
 fn main() -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt()
@@ -52,9 +52,11 @@ fn config() -> Result<(Config, Output), Box<dyn Error>> {
     let (sender, receiver) = std::sync::mpsc::channel();
     let mut config = Config {
         kvm: File::options().read(true).write(true).open("/dev/kvm")?,
-        kernel,
-        initrd,
-        cmdline: String::new(),
+        boot: Boot::Kernel {
+            kernel,
+            initrd,
+            cmdline: String::new(),
+        },
         memory_mib: 256,
         vcpus: 1,
         disks: vec![],
@@ -82,7 +84,11 @@ fn config() -> Result<(Config, Output), Box<dyn Error>> {
             "--read-only" => config
                 .disks
                 .push(disk(&value, Access::ReadOnly, config.disks.len())?),
-            "--cmdline" => config.cmdline = value,
+            "--cmdline" => {
+                if let Boot::Kernel { cmdline, .. } = &mut config.boot {
+                    *cmdline = value;
+                }
+            }
             _ => return Err(format!("unknown option {option}").into()),
         }
     }

@@ -5,9 +5,9 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::layout::{VIRTIO_MMIO, VIRTIO_MMIO_SIZE};
+use crate::layout::{MAX_VIRTIO_DEVICES, VIRTIO_MMIO, VIRTIO_MMIO_SIZE};
 use crate::serial::Serial;
-use crate::virtio::mmio::Transport;
+use crate::virtio::mmio::{self, Transport};
 
 /// COM1.
 const SERIAL_PORTS: std::ops::RangeInclusive<u16> = 0x3f8..=0x3ff;
@@ -69,14 +69,15 @@ impl Bus {
     /// A vCPU reads from device memory at `gpa`.
     pub fn memory_read(&self, gpa: u64, data: &mut [u8]) {
         match self.virtio_at(gpa) {
-            Some((device, offset)) => lock(device).read(offset, data),
+            Some((Some(device), offset)) => lock(device).read(offset, data),
+            Some((None, offset)) => mmio::read_placeholder(offset, data),
             None => data.fill(0xff),
         }
     }
 
     /// A vCPU writes to device memory at `gpa`.
     pub fn memory_write(&self, gpa: u64, data: &[u8]) {
-        if let Some((device, offset)) = self.virtio_at(gpa) {
+        if let Some((Some(device), offset)) = self.virtio_at(gpa) {
             lock(device).write(offset, data);
         }
     }
@@ -86,11 +87,11 @@ impl Bus {
         lock(&self.serial).tail()
     }
 
-    /// The virtio-mmio device at `gpa` and the offset into its window.
-    fn virtio_at(&self, gpa: u64) -> Option<(&Mutex<Transport>, u64)> {
+    /// The place for a virtio-mmio device at `gpa`, with the device if there is one, and the offset into its window.
+    fn virtio_at(&self, gpa: u64) -> Option<(Option<&Mutex<Transport>>, u64)> {
         let offset = gpa.checked_sub(VIRTIO_MMIO)?;
         let index = usize::try_from(offset / VIRTIO_MMIO_SIZE).ok()?;
-        Some((self.virtio.get(index)?, offset % VIRTIO_MMIO_SIZE))
+        (index < MAX_VIRTIO_DEVICES).then(|| (self.virtio.get(index), offset % VIRTIO_MMIO_SIZE))
     }
 }
 

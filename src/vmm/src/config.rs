@@ -6,16 +6,14 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
+use crate::firmware::Firmware;
+
 /// Everything a VM is made of. All files are opened by the caller.
 pub struct Config {
     /// `/dev/kvm`, opened for reading and writing.
     pub kvm: File,
-    /// The guest kernel: an uncompressed `vmlinux` (ELF64, x86-64).
-    pub kernel: File,
-    /// The initial RAM file system, in any format that the kernel understands.
-    pub initrd: File,
-    /// Added to the base command line; later words win over earlier ones.
-    pub cmdline: String,
+    /// What the boot vCPU starts.
+    pub boot: Boot,
     /// Guest RAM in MiB, at least [`MIN_MEMORY_MIB`](crate::MIN_MEMORY_MIB).
     pub memory_mib: u64,
     /// Number of virtual processors, 1 to what KVM recommends.
@@ -31,6 +29,22 @@ pub struct Config {
     /// Where the kernel's log goes as it is written, besides the tail that is kept in memory. A sink that is not ready
     /// loses lines; it never holds up the guest.
     pub console: Option<File>,
+}
+
+/// How a guest starts.
+#[derive(Debug)]
+pub enum Boot {
+    /// In the kernel, which the VMM loads.
+    Kernel {
+        /// An uncompressed `vmlinux` (ELF64, x86-64).
+        kernel: File,
+        /// The initial RAM file system, in any format that the kernel understands.
+        initrd: File,
+        /// Added to the base command line; later words win over earlier ones.
+        cmdline: String,
+    },
+    /// In a firmware, which does the rest. All devices then demand `VIRTIO_F_ACCESS_PLATFORM`, and there can be no volumes.
+    Firmware(Box<Firmware>),
 }
 
 /// One virtio block device over files or block devices.
@@ -127,7 +141,7 @@ impl fmt::Debug for Config {
         f.debug_struct("Config")
             .field("memory_mib", &self.memory_mib)
             .field("vcpus", &self.vcpus)
-            .field("cmdline", &self.cmdline)
+            .field("boot", &self.boot)
             .field("disks", &self.disks)
             .field("nics", &self.nics)
             .field("volumes", &self.volumes)

@@ -12,6 +12,13 @@ pub enum Exit {
     PowerOff,
     /// A triple fault: the guest could not handle an exception.
     TripleFault,
+    /// The guest's firmware or kernel found that it can't go on safely.
+    Terminated {
+        /// What it found, as a sentence without its period; empty where the code has no meaning here.
+        reason: String,
+        /// The code that it gave.
+        code: u64,
+    },
     /// KVM could not go on running a vCPU.
     Fault {
         /// Index of the vCPU.
@@ -29,6 +36,10 @@ impl fmt::Display for Exit {
             Exit::Reset => f.write_str("the guest reset itself"),
             Exit::PowerOff => f.write_str("the guest powered itself off"),
             Exit::TripleFault => f.write_str("the guest ended in a triple fault"),
+            Exit::Terminated { reason, code } if reason.is_empty() => {
+                write!(f, "the guest ended itself with the termination code {code:#x}")
+            }
+            Exit::Terminated { reason, .. } => write!(f, "the guest ended itself: {reason}"),
             Exit::Fault { vcpu, reason } => write!(f, "vCPU {vcpu} can't go on: {reason}"),
             Exit::Stopped => f.write_str("the VM was stopped"),
         }

@@ -73,5 +73,10 @@ pub const LAST_GSI: u32 = 23;
 /// How many virtio-mmio devices have an interrupt line.
 pub const MAX_VIRTIO_DEVICES: usize = (LAST_GSI - FIRST_VIRTIO_GSI + 1) as usize;
 
+/// The last input of the I/O APIC that a guest finds without a table of its own for it: those of a PC's 16 interrupt lines.
+pub const LAST_LEGACY_GSI: u32 = 15;
+/// How many virtio-mmio devices a guest that starts in a firmware has places for.
+pub const FIRMWARE_VIRTIO_DEVICES: usize = (LAST_LEGACY_GSI - FIRST_VIRTIO_GSI + 1) as usize;
+
 /// Size of a page, in bytes.
 pub const PAGE: u64 = 4096;

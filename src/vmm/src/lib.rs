@@ -25,6 +25,7 @@
 //! | call | thread | for |
 //! |---|---|---|
 //! | `ioctl` (`KVM_RUN`, `KVM_KVMCLOCK_CTRL`) | vcpu | running the guest; the clock after a pause |
+//! | `ioctl` (`KVM_SET_MEMORY_ATTRIBUTES`), `fallocate`, `madvise` | vcpu | page states of SNP guests |
 //! | `poll`, `write` | vcpu | the console sink; eventfds that wake devices |
 //! | `tgkill`, `getpid`, `rt_sigreturn` | vcpu, owner | kicks out of `KVM_RUN` |
 //! | `read` | block | waiting for a notification |
@@ -44,18 +45,21 @@ mod boot;
 mod bus;
 mod config;
 mod exit;
+mod firmware;
 mod layout;
 mod memory;
 mod phase;
 pub mod probe;
 mod serial;
+pub mod snp;
 mod sys;
 mod vcpu;
 mod virtio;
 mod vm;
 
 pub use boot::BASE_CMDLINE;
-pub use config::{Access, Config, Connect, Disk, Link, Nic, Thread, Volume, Vsock, Work};
+pub use config::{Access, Boot, Config, Connect, Disk, Link, Nic, Thread, Volume, Vsock, Work};
 pub use exit::Exit;
+pub use firmware::{Firmware, Source, Staged, kvm_facts};
 pub use memory::{MAX_MEMORY_MIB, MIN_MEMORY_MIB};
-pub use vm::{Error, Running, Vm};
+pub use vm::{Error, Running, Vm, confidential_cmdline};

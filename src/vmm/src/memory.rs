@@ -90,13 +90,21 @@ impl Deref for Ram {
 
 /// Reserves `mib` MiB of guest RAM. Pages come into being when they are touched, as huge pages where the host has them.
 pub fn allocate(mib: u64) -> Result<Ram, Error> {
+    allocate_beside(mib, None)
+}
+
+/// The same, with memory that is no RAM of the guest's at `window` (address and bytes) below 4 GiB and above all low RAM.
+pub fn allocate_beside(mib: u64, window: Option<(u64, u64)>) -> Result<Ram, Error> {
     match mib {
         ..MIN_MEMORY_MIB => return Err(Error::TooSmall(mib)),
         MIN_MEMORY_MIB..=MAX_MEMORY_MIB => {}
         _ => return Err(Error::TooLarge(mib)),
     }
     let (mut regions, mut mappings) = (Vec::new(), Vec::new());
-    for (gpa, bytes) in ranges(mib << 20) {
+    let mut pieces = ranges(mib << 20);
+    pieces.extend(window);
+    pieces.sort_unstable();
+    for (gpa, bytes) in pieces {
         // Below 2^40, so it fits a usize.
         let mapping = Mapping::new(bytes as usize).map_err(|source| Error::Map { mib, source })?;
         mapping.advise().map_err(Error::Advise)?;

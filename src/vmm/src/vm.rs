@@ -6,19 +6,24 @@ use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE, kvm_enable_cap, kvm_pit_config};
+use kvm_bindings::{
+    KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE, KVM_X86_DEFAULT_VM, KVM_X86_SNP_VM, kvm_enable_cap,
+    kvm_pit_config,
+};
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::{self, BASE_CMDLINE};
 use crate::bus::Bus;
-use crate::config::{Config, Work};
+use crate::config::{Boot, Config, Work};
 use crate::exit::Exit;
+use crate::firmware::{self, Confidential, Firmware};
 use crate::layout;
 use crate::memory::{self, Ram};
 use crate::phase::phase;
 use crate::serial::Serial;
-use crate::vcpu::{self, Control, Vcpu};
+use crate::snp;
+use crate::vcpu::{self, Control, Maker, Vcpu};
 use crate::virtio::block::{self, Block};
 use crate::virtio::fs::{self, Fs};
 use crate::virtio::mmio::{QUEUE_NOTIFY, Transport};
@@ -49,6 +54,12 @@ pub enum Error {
     /// Kernel, initrd or command line.
     #[error("can't load the guest")]
     Boot(#[from] boot::Error),
+    /// A guest with a firmware.
+    #[error("can't start the guest's firmware")]
+    Firmware(#[from] firmware::Error),
+    /// What a guest with a firmware can't have.
+    #[error("a guest that starts in a firmware can't share directories with the host")]
+    Volumes,
     /// A virtual processor.
     #[error("can't set up the guest's processors")]
     Vcpu(#[from] vcpu::Error),
@@ -65,8 +76,15 @@ pub enum Error {
     #[error("can't set up a virtqueue")]
     Queue(#[from] virtio_queue::Error),
     /// More disks, network interfaces and volumes than interrupt lines.
-    #[error("{0} disks, network interfaces and volumes are more than the {max} that there are interrupt lines for", max = layout::MAX_VIRTIO_DEVICES - 1)]
-    TooManyDevices(usize),
+    #[error(
+        "{count} disks, network interfaces and volumes are more than the {max} that there are interrupt lines for"
+    )]
+    TooManyDevices {
+        /// How many.
+        count: usize,
+        /// How many there can be.
+        max: usize,
+    },
     /// The host is short of something.
     #[error("the host refuses {what}")]
     Host {
@@ -93,7 +111,8 @@ struct Pending<D, W> {
 pub struct Vm {
     // Fields are dropped in this order: guest memory must outlive the VM that maps it.
     vcpus: Vec<Vcpu>,
-    kvm_vm: VmFd,
+    kvm_vm: Arc<VmFd>,
+    confidential: Option<Arc<Confidential>>,
     bus: Arc<Bus>,
     control: Arc<Control>,
     outboxes: Vec<Outbox>,
@@ -109,9 +128,7 @@ impl Vm {
     pub fn new(config: Config) -> Result<Vm, Error> {
         let Config {
             kvm,
-            kernel,
-            initrd,
-            cmdline,
+            boot,
             memory_mib,
             vcpus,
             disks,
@@ -121,24 +138,42 @@ impl Vm {
             console,
         } = config;
         let devices = disks.len() + nics.len() + volumes.len();
-        if devices >= layout::MAX_VIRTIO_DEVICES {
-            return Err(Error::TooManyDevices(devices));
+        let places = match &boot {
+            Boot::Kernel { .. } => layout::MAX_VIRTIO_DEVICES,
+            Boot::Firmware(_) => layout::FIRMWARE_VIRTIO_DEVICES,
+        };
+        // One is the socket device's.
+        if devices >= places {
+            return Err(Error::TooManyDevices {
+                count: devices,
+                max: places - 1,
+            });
         }
         let kvm = kvm_from_file(kvm)?;
-        let (kvm_vm, memory) = phase("vmm.memory", || -> Result<_, Error> {
-            let kvm_vm = create_vm(&kvm)?;
-            let memory = Arc::new(memory::allocate(memory_mib)?);
-            memory::register(&kvm_vm, &memory)?;
-            Ok((kvm_vm, memory))
-        })?;
-        let cmdline = full_cmdline(&cmdline, devices + 1);
-        let entry = boot::load(&memory, &kernel, &initrd, &cmdline, vcpus)?;
-        let vcpus_made = phase("vmm.vcpus", || vcpu::create(&kvm, &kvm_vm, &memory, vcpus, entry))?;
+        let started = match boot {
+            Boot::Kernel {
+                kernel,
+                initrd,
+                cmdline,
+            } => {
+                let cmdline = full_cmdline(&cmdline, devices + 1);
+                start_kernel(&kvm, &kernel, &initrd, &cmdline, memory_mib, vcpus)?
+            }
+            Boot::Firmware(_) if !volumes.is_empty() => return Err(Error::Volumes),
+            Boot::Firmware(firmware) => start_firmware(&kvm, &firmware, memory_mib, vcpus)?,
+        };
+        let Started {
+            kvm_vm,
+            memory,
+            vcpus: vcpus_made,
+            confidential,
+        } = started;
         let control = Arc::new(Control::new(vcpus).map_err(host("a signal handler"))?);
 
         let mut builder = DeviceBuilder {
             kvm_vm: &kvm_vm,
             memory: &memory,
+            confidential: confidential.as_deref(),
             transports: vec![],
             outboxes: vec![],
         };
@@ -169,6 +204,7 @@ impl Vm {
         Ok(Vm {
             vcpus: vcpus_made,
             kvm_vm,
+            confidential,
             bus,
             control,
             outboxes,
@@ -187,6 +223,7 @@ impl Vm {
         let Vm {
             vcpus,
             kvm_vm,
+            confidential,
             bus,
             control,
             outboxes,
@@ -203,6 +240,7 @@ impl Vm {
             bus,
             outboxes,
             threads,
+            confidential,
             _kvm_vm: kvm_vm,
             _memory: Arc::clone(&memory),
         };
@@ -279,8 +317,9 @@ pub struct Running {
     bus: Arc<Bus>,
     outboxes: Vec<Outbox>,
     threads: Vec<JoinHandle<()>>,
+    confidential: Option<Arc<Confidential>>,
     // Dropped last, in this order.
-    _kvm_vm: VmFd,
+    _kvm_vm: Arc<VmFd>,
     _memory: Arc<Ram>,
 }
 
@@ -315,6 +354,12 @@ impl Running {
         self.control.end(Exit::Stopped);
     }
 
+    /// Page states of a guest that started in a firmware, and whether they are a model.
+    pub fn page_states(&self) -> Option<(snp::Statistics, bool)> {
+        let guest = self.confidential.as_ref()?;
+        Some((guest.pages.statistics(), guest.modelled))
+    }
+
     /// The last 64 KiB that the guest wrote to its serial port: the kernel's log.
     pub fn console_tail(&self) -> String {
         self.bus.console_tail()
@@ -333,7 +378,7 @@ impl Drop for Running {
 }
 
 /// Takes the caller's descriptor as KVM's, if it is.
-fn kvm_from_file(file: File) -> Result<Kvm, Error> {
+pub fn kvm_from_file(file: File) -> Result<Kvm, Error> {
     // SAFETY: the descriptor is open and its ownership moves to `Kvm`. If it is not KVM, its first ioctl says so.
     let kvm = unsafe { Kvm::from_raw_fd(file.into_raw_fd()) };
     match kvm.get_api_version() {
@@ -342,10 +387,84 @@ fn kvm_from_file(file: File) -> Result<Kvm, Error> {
     }
 }
 
-/// An empty machine with KVM's interrupt controllers and timer.
-fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
+/// A machine whose vCPUs can run.
+struct Started {
+    kvm_vm: Arc<VmFd>,
+    memory: Arc<Ram>,
+    vcpus: Vec<Vcpu>,
+    confidential: Option<Arc<Confidential>>,
+}
+
+/// A machine that starts in its kernel.
+fn start_kernel(
+    kvm: &Kvm,
+    kernel: &File,
+    initrd: &File,
+    cmdline: &str,
+    memory_mib: u64,
+    vcpus: u8,
+) -> Result<Started, Error> {
+    let (kvm_vm, memory) = phase("vmm.memory", || -> Result<_, Error> {
+        let kvm_vm = create_vm(kvm, KVM_X86_DEFAULT_VM)?;
+        let memory = Arc::new(memory::allocate(memory_mib)?);
+        memory::register(&kvm_vm, &memory)?;
+        Ok((kvm_vm, memory))
+    })?;
+    let entry = boot::load(&memory, kernel, initrd, cmdline, vcpus)?;
+    let vcpus = phase("vmm.vcpus", || vcpu::create(kvm, &kvm_vm, &memory, vcpus, entry))?;
+    Ok(Started {
+        kvm_vm: Arc::new(kvm_vm),
+        memory,
+        vcpus,
+        confidential: None,
+    })
+}
+
+/// A machine that starts in a firmware, under SNP if there is one.
+fn start_firmware(kvm: &Kvm, firmware: &Firmware, memory_mib: u64, vcpus: u8) -> Result<Started, Error> {
+    if firmware.vcpus.len() != usize::from(vcpus) {
+        let states = firmware.vcpus.len();
+        return Err(firmware::Error::States { states, vcpus }.into());
+    }
+    let kind = match firmware.snp {
+        Some(_) => KVM_X86_SNP_VM,
+        None => KVM_X86_DEFAULT_VM,
+    };
+    let (kvm_vm, memory) = phase("vmm.memory", || -> Result<_, Error> {
+        let kvm_vm = create_vm(kvm, kind)?;
+        let window = firmware.window()?;
+        let memory = Arc::new(memory::allocate_beside(memory_mib, Some(window))?);
+        firmware.stage(&memory)?;
+        Ok((Arc::new(kvm_vm), memory))
+    })?;
+    let (fds, confidential) = phase("vmm.launch", || -> Result<_, Error> {
+        let maker = Maker::new(kvm, &kvm_vm, vcpus)?;
+        match &firmware.snp {
+            Some(snp) => Ok(firmware.launch(snp, &kvm_vm, &maker, &memory)?),
+            None => {
+                memory::register(&kvm_vm, &memory)?;
+                Ok(firmware.place(&maker, &memory)?)
+            }
+        }
+    })?;
+    let confidential = Arc::new(confidential);
+    let vcpus = (0..vcpus)
+        .zip(fds)
+        .map(|(index, fd)| Vcpu::new(index, fd, Some(Arc::clone(&confidential))));
+    Ok(Started {
+        vcpus: vcpus.collect(),
+        kvm_vm,
+        memory,
+        confidential: Some(confidential),
+    })
+}
+
+/// An empty machine of one of KVM's types, with KVM's interrupt controllers and timer.
+fn create_vm(kvm: &Kvm, kind: u32) -> Result<VmFd, Error> {
     let failed = |what| move |source| Error::Kvm { what, source };
-    let vm = kvm.create_vm().map_err(failed("create a VM"))?;
+    let vm = kvm
+        .create_vm_with_type(kind.into())
+        .map_err(failed("create a VM"))?;
     disable_pmu(&vm);
     vm.set_tss_address(layout::KVM_TSS)
         .map_err(failed("place the TSS"))?;
@@ -387,6 +506,21 @@ fn full_cmdline(extra: &str, devices: usize) -> String {
     line
 }
 
+/// The command line of every guest that starts in a firmware, which measures it: the same for all. It names all places for devices, the
+/// empty ones too, whose DeviceID of 0 drivers leave alone. Of the base command line it lacks `acpi=off`, since Linux ignores MP tables
+/// under SNP: the firmware makes the only ACPI table, which names processors and interrupt controllers and holds no code.
+/// `swiotlb=force`: devices see bounce buffers only. Under SNP Linux does so anyway; without SNP this makes it the same.
+pub fn confidential_cmdline() -> String {
+    let base = BASE_CMDLINE.split(' ').filter(|word| *word != "acpi=off");
+    // Linux maps a PC's lines without being told of them; any table that would tell it of more came from the host.
+    let places = places()
+        .take(layout::FIRMWARE_VIRTIO_DEVICES)
+        .map(|(base, gsi)| format!("virtio_mmio.device=4K@{base:#x}:{gsi}"));
+    let own = [String::from("swiotlb=force")];
+    let words: Vec<_> = base.map(str::to_owned).chain(own).chain(places).collect();
+    words.join(" ")
+}
+
 /// Window and interrupt line of each virtio-mmio device.
 fn places() -> impl Iterator<Item = (u64, u32)> {
     let gsis = layout::FIRST_VIRTIO_GSI..=layout::LAST_GSI;
@@ -420,6 +554,7 @@ fn host(what: &'static str) -> impl FnOnce(io::Error) -> Error {
 struct DeviceBuilder<'a> {
     kvm_vm: &'a VmFd,
     memory: &'a Arc<Ram>,
+    confidential: Option<&'a Confidential>,
     transports: Vec<Transport>,
     outboxes: Vec<Outbox>,
 }
@@ -502,7 +637,10 @@ impl DeviceBuilder<'_> {
     ) -> Result<(Inbox, Interrupt), Error> {
         // The number of devices was checked against the places there are.
         let Some((base, gsi)) = places().nth(self.transports.len()) else {
-            return Err(Error::TooManyDevices(self.transports.len()));
+            return Err(Error::TooManyDevices {
+                count: self.transports.len(),
+                max: layout::MAX_VIRTIO_DEVICES,
+            });
         };
         let line = eventfd(libc::EFD_NONBLOCK)?;
         register_line(self.kvm_vm, &line, gsi)?;
@@ -523,6 +661,13 @@ impl DeviceBuilder<'_> {
             outbox.clone(),
             Arc::clone(self.memory),
         )?;
+        let transport = match self.confidential {
+            Some(guest) => {
+                let model = guest.modelled.then(|| Arc::clone(&guest.pages));
+                transport.for_confidential_guest(model)
+            }
+            None => transport,
+        };
         self.transports.push(transport);
         self.outboxes.push(outbox);
         Ok((inbox, interrupt))
@@ -542,6 +687,18 @@ mod tests {
              virtio_mmio.device=4K@0xd0002000:7 cwrun.debug"
         ));
         assert!(!full_cmdline("", 1).ends_with(' '));
+    }
+
+    #[test]
+    fn the_command_line_of_a_firmwares_guest_is_constant_and_names_every_place() {
+        let line = confidential_cmdline();
+        assert_eq!(
+            line.matches("virtio_mmio.device=").count(),
+            layout::FIRMWARE_VIRTIO_DEVICES
+        );
+        assert!(line.ends_with("virtio_mmio.device=4K@0xd000a000:15"));
+        assert!(!line.contains("acpi=off") && line.contains(" swiotlb=force "));
+        assert!(line.len() < layout::CMDLINE_SIZE);
     }
 
     #[test]

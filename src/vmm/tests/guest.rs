@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use vmm::{Access, Config, Disk, Exit, MIN_MEMORY_MIB, Running, Vm, Vsock};
+use vmm::{Access, Boot, Config, Disk, Exit, MIN_MEMORY_MIB, Running, Vm, Vsock};
 
 const MIB: usize = 1 << 20;
 const BULK: usize = 100 * MIB;
@@ -135,9 +135,7 @@ fn config(test: &str, report: Sender<String>, mut serve: Serve) -> Config {
     };
     Config {
         kvm: File::options().read(true).write(true).open("/dev/kvm").unwrap(),
-        kernel: File::open(kernel()).unwrap(),
-        initrd: initrd(),
-        cmdline: format!("guest.test={test}"),
+        boot: boot(format!("guest.test={test}")),
         memory_mib: 256,
         vcpus: 1,
         disks: vec![],
@@ -148,6 +146,14 @@ fn config(test: &str, report: Sender<String>, mut serve: Serve) -> Config {
             connect: Box::new(connect),
         },
         console: None,
+    }
+}
+
+fn boot(cmdline: String) -> Boot {
+    Boot::Kernel {
+        kernel: File::open(kernel()).unwrap(),
+        initrd: initrd(),
+        cmdline,
     }
 }
 
@@ -445,7 +451,8 @@ fn a_panic_ends_the_vm_and_its_words_are_kept() {
 #[test]
 #[ignore = "needs KVM: run in the testbed"]
 fn a_triple_fault_is_told_apart_from_a_reset() {
-    let guest = start("nothing", |config| config.cmdline += " reboot=t", nothing());
+    let change = |config: &mut Config| config.boot = boot("guest.test=nothing reboot=t".into());
+    let guest = start("nothing", change, nothing());
     assert_eq!(guest.exit(), Exit::TripleFault);
 }
 

@@ -46,6 +46,29 @@ pub struct Workload {
     /// `linux.rootfsPropagation`, of which a guest has these two: nothing comes from outside to one that is private or a slave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_propagation: Option<RootPropagation>,
+    /// What the guest must be; a plain one if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tee: Option<Tee>,
+}
+
+/// What a confidential guest must be, and what it lets the host do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tee {
+    /// Of which kind.
+    pub kind: TeeKind,
+    /// The host may have more processes run in it.
+    pub exec: bool,
+}
+
+/// Kinds of TEE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TeeKind {
+    /// AMD SEV-SNP.
+    Snp,
+    /// None at all: everything goes the way of a TEE, and nothing is protected.
+    Sim,
 }
 
 /// How the root is seen from copies that the workload makes of it.

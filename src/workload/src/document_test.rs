@@ -47,6 +47,7 @@ pub(crate) fn sample() -> Workload {
         devices: vec![],
         start_hooks: vec![],
         root_propagation: None,
+        tee: None,
     }
 }
 

@@ -23,7 +23,7 @@ pub use capability::{Capabilities, Capability};
 pub use document::{
     Crypt, Device, DeviceKind, Digest, Filesystem, Hook, IoPriority, IoPriorityClass, Layer, Mount,
     MountFlag, Personality, Process, Rlimit, RootFs, RootPropagation, Scheduler, SchedulerPolicy, Scratch,
-    Seccomp, SeccompFlag, User, Verity, Workload,
+    Seccomp, SeccompFlag, Tee, TeeKind, User, Verity, Workload,
 };
 pub use environment::{Environment, InjectedFile, Limits, Volume};
 pub use network::{Interface, Mac, Neighbour, Prefix, Route};

@@ -31,6 +31,11 @@ pub const HOST_CID: u32 = 2;
 pub const GUEST_CID: u32 = 3;
 /// Port of the control stream.
 pub const CONTROL: u32 = 1024;
+/// Port at which a simulated TEE answers: 64 bytes of report data from the guest, then a report of [`REPORT`] bytes from the host.
+/// A real TEE's report comes from its firmware.
+pub const EVIDENCE: u32 = 1025;
+/// Length of a report, in bytes (AMD 56860 table 23).
+pub const REPORT: usize = 1184;
 /// Longest message in bytes. Room for a large Workload and 4 MiB of injected files in base64.
 pub const MAX_MESSAGE: usize = 16 << 20;
 /// Highest process number that has stdio ports.

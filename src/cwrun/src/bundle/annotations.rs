@@ -9,6 +9,10 @@ pub const SCRATCH: &str = "io.cwrun.scratch";
 pub const VOLUMES: &str = "io.cwrun.volumes";
 /// Ports of the host that lead into a container with the host's network.
 pub const HOST_PORTS: &str = "io.cwrun.host-ports";
+/// Which TEE: `none`, `snp`, `sim` or `auto`.
+pub const TEE: &str = "io.cwrun.tee";
+/// Whether `exec` may run processes in a confidential container: `allow`.
+pub const TEE_EXEC: &str = "io.cwrun.tee.exec";
 /// Number of vCPUs.
 pub const KRUN_CPUS: &str = "krun.cpus";
 /// Guest memory in MiB.
@@ -26,11 +30,13 @@ pub const SANDBOX: [(&str, &str); 2] = [
 pub const PODMAN: (&str, &str) = ("io.container.manager", "libpod");
 
 /// All of them, sorted. An engine that gets annotations from strangers should know this list (`features`).
-pub const ALL: [&str; 11] = [
+pub const ALL: [&str; 13] = [
     PODMAN.0,
     crate::mkcw_disk::PASSPHRASE_FILE,
     HOST_PORTS,
     SCRATCH,
+    TEE,
+    TEE_EXEC,
     VOLUMES,
     SANDBOX[0].0,
     SANDBOX[1].0,

@@ -109,7 +109,7 @@ impl TestBundle {
         let bundle = self.load()?;
         let sizing = Sizing::of(&bundle, &Settings::default())?;
         let host = host::split(&bundle, &sizing)?;
-        let (workload, environment, _) = guest::split(&bundle, "c1", &sizing)?;
+        let (workload, environment, _) = guest::split(&bundle, "c1", &sizing, false)?;
         Ok((host, workload, environment))
     }
 }
@@ -134,7 +134,7 @@ fn a_bundle_is_split() {
     let test = TestBundle::new(&good());
     let bundle = test.load().unwrap();
     let sizing = Sizing::of(&bundle, &Settings::default()).unwrap();
-    let (workload, environment, _) = guest::split(&bundle, "c1", &sizing).unwrap();
+    let (workload, environment, _) = guest::split(&bundle, "c1", &sizing, false).unwrap();
     assert_eq!(workload.process.args, ["/bin/true"]);
     assert_eq!((workload.process.user.uid, workload.process.user.gid), (7, 8));
     assert_eq!(
@@ -331,7 +331,7 @@ fn guest_of(change: impl FnOnce(&mut Value)) -> (workload::Workload, workload::E
     let test = TestBundle::new(&config);
     let bundle = test.load().unwrap();
     let sizing = Sizing::of(&bundle, &Settings::default()).unwrap();
-    let (workload, environment, _) = guest::split(&bundle, "c1", &sizing).unwrap();
+    let (workload, environment, _) = guest::split(&bundle, "c1", &sizing, false).unwrap();
     (workload, environment)
 }
 

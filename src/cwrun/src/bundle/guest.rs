@@ -23,8 +23,13 @@ pub struct Shared {
 }
 
 /// Splits off what the guest enforces. The Workload's root is left empty, for the caller to fill once the root file
-/// system has been converted: what is wrong with a bundle is found before that.
-pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, Environment, Shared)> {
+/// system has been converted: what is wrong with a bundle is found before that. A confidential guest shares nothing with the host.
+pub fn split(
+    bundle: &Bundle,
+    id: &str,
+    sizing: &Sizing,
+    confidential: bool,
+) -> Result<(Workload, Environment, Shared)> {
     let spec = &bundle.spec;
     let process = spec
         .process()
@@ -37,7 +42,7 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
     let (mut guest_mounts, mut files) = (Vec::new(), Vec::new());
     let (mut sources, mut volumes) = (Vec::new(), Vec::new());
     let mounts = spec.mounts().as_deref().unwrap_or_default();
-    let sharing = Sharing::of(bundle)?;
+    let sharing = Sharing::of(bundle, confidential)?;
     for placed in mounts::place(&bundle.dir, mounts, sharing)? {
         match placed {
             Placed::Guest(mount) => guest_mounts.push(mount),
@@ -71,6 +76,7 @@ pub fn split(bundle: &Bundle, id: &str, sizing: &Sizing) -> Result<(Workload, En
         devices,
         start_hooks: start_hooks(bundle)?,
         root_propagation: root_propagation(linux.rootfs_propagation().as_deref())?,
+        tee: None,
     };
     let environment = Environment {
         id: id.to_owned(),

@@ -5,7 +5,7 @@
 //!   annotation          file                         here
 //!   krun.cpus           cpus                         vCPUs
 //!   krun.ram_mib        ram_mib                      guest memory
-//!   krun.variant        flavor                       refused if it is not empty: no TEE is available yet
+//!   krun.variant        flavor                       "sev" demands a TEE: SEV-SNP; others are refused
 //!                       /krun-sev.json               refused without an encrypted disk beside it
 //!                       kernel_path initrd_path
 //!                       kernel_cmdline               refused: guests have cwrun's own kernel
@@ -26,6 +26,8 @@ use std::path::Path;
 
 /// The image's own file.
 const FILE: &str = ".krun_vm.json";
+/// What a message about the annotation begins with.
+const VARIANT: &str = "config.json: annotation krun.variant";
 /// Longest such file, in bytes.
 const LONGEST: u64 = 64 << 10;
 
@@ -61,9 +63,8 @@ pub struct Requests {
 /// Reads annotations and file. Refuses what would be unsafe to do without.
 pub fn read(bundle: &Bundle) -> Result<Requests> {
     let file = VmFile::read(&bundle.rootfs)?;
-    if let Some(variant) = bundle.annotation(annotations::KRUN_VARIANT) {
-        check_variant("config.json: annotation krun.variant", variant)?;
-    }
+    let variant = bundle.annotation(annotations::KRUN_VARIANT).unwrap_or_default();
+    check_variant(VARIANT, variant)?;
     file.check()?;
     check_sev_image(&bundle.rootfs)?;
     warn_of_annotations(bundle);
@@ -77,6 +78,15 @@ pub fn read(bundle: &Bundle) -> Result<Requests> {
     })
 }
 
+/// Who demands SEV, if anybody does: what a message begins with.
+pub fn sev(bundle: &Bundle) -> Result<Option<String>> {
+    let variant = bundle.annotation(annotations::KRUN_VARIANT).unwrap_or_default();
+    match check_variant(VARIANT, variant)? {
+        Some(by) => Ok(Some(by)),
+        None => VmFile::read(&bundle.rootfs)?.sev(),
+    }
+}
+
 fn annotated(bundle: &Bundle, key: &str) -> Result<Option<Asked>> {
     let Some(text) = bundle.annotation(key) else {
         return Ok(None);
@@ -88,13 +98,13 @@ fn annotated(bundle: &Bundle, key: &str) -> Result<Option<Asked>> {
     Ok(Some(Asked { value, by }))
 }
 
-/// An empty variant is what a template leaves of one that was not given.
-fn check_variant(by: &str, variant: &str) -> Result<()> {
-    ensure!(
-        variant.is_empty(),
-        "{by}: {variant:?} is not available yet: this release runs containers without a TEE only"
-    );
-    Ok(())
+/// Who demands SEV, if this variant does. An empty one is what a template leaves of one that was not given.
+fn check_variant(by: &str, variant: &str) -> Result<Option<String>> {
+    match variant {
+        "" => Ok(None),
+        "sev" => Ok(Some(format!("{by}: {variant:?}"))),
+        _ => bail!("{by}: {variant:?} is not available, expected \"sev\""),
+    }
 }
 
 /// crun takes `/krun-sev.json` for the wish to run under SEV. With a disk beside it, it is an image of mkcw, which
@@ -159,12 +169,20 @@ impl VmFile {
         serde_json::from_slice(&bytes).map(Self).with_context(context)
     }
 
+    /// Who demands SEV, if the file does.
+    fn sev(&self) -> Result<Option<String>> {
+        match self.0.get("flavor") {
+            Some(Value::String(flavor)) => check_variant(&format!("/{FILE} in the image: flavor"), flavor),
+            _ => Ok(None),
+        }
+    }
+
     fn check(&self) -> Result<()> {
         for (word, value) in &self.0 {
             let by = format!("/{FILE} in the image: {word}");
             match (word.as_str(), value) {
                 ("cpus" | "ram_mib" | "use_passt", _) | (_, Value::Null) => {}
-                ("flavor", Value::String(flavor)) => check_variant(&by, flavor)?,
+                ("flavor", Value::String(flavor)) => drop(check_variant(&by, flavor)?),
                 ("flavor", _) => bail!("{by}: {value} is not a string"),
                 (word, _) if KERNEL.contains(&word) => {
                     bail!("{by}: not supported: guests have cwrun's own kernel")

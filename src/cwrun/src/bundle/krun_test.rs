@@ -49,25 +49,14 @@ fn sizes_come_from_the_file_unless_an_annotation_says_otherwise() {
 fn what_is_not_there_is_refused_by_name() {
     for (annotations, file, expected) in [
         (
-            json!({"krun.variant": "sev"}),
-            "{}",
-            "annotation krun.variant: \"sev\" is not available yet",
-        ),
-        (
             json!({"krun.variant": "aws-nitro"}),
             "{}",
             "annotation krun.variant: \"aws-nitro\"",
         ),
         (
             json!({}),
-            r#"{"flavor": "sev"}"#,
-            "/.krun_vm.json in the image: flavor: \"sev\"",
-        ),
-        // An annotation does not make an image that wants a TEE content with none.
-        (
-            json!({"krun.variant": ""}),
-            r#"{"flavor": "sev"}"#,
-            "flavor: \"sev\"",
+            r#"{"flavor": "tdx"}"#,
+            "/.krun_vm.json in the image: flavor: \"tdx\"",
         ),
         (json!({}), r#"{"flavor": 1}"#, "flavor: 1 is not a string"),
         (
@@ -95,6 +84,26 @@ fn what_is_not_there_is_refused_by_name() {
         let error = format!("{:#}", with_file(annotations, file).expect_err(expected));
         assert!(error.contains(expected), "{expected}: {error}");
     }
+}
+
+#[test]
+fn sev_is_demanded_by_annotation_or_image() {
+    let sev = |annotations, file| {
+        let (_dir, bundle) = bundle(annotations, |rootfs| fs::write(rootfs.join(FILE), file).unwrap());
+        sev(&bundle).unwrap()
+    };
+    assert_eq!(sev(json!({}), r#"{"flavor": ""}"#), None);
+    let annotated = sev(json!({"krun.variant": "sev"}), "{}");
+    assert_eq!(
+        annotated.as_deref(),
+        Some("config.json: annotation krun.variant: \"sev\"")
+    );
+    // An annotation does not make an image that wants a TEE content with none.
+    let image = sev(json!({"krun.variant": ""}), r#"{"flavor": "sev"}"#);
+    assert_eq!(
+        image.as_deref(),
+        Some("/.krun_vm.json in the image: flavor: \"sev\"")
+    );
 }
 
 #[test]

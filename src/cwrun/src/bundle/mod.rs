@@ -14,7 +14,7 @@ pub mod annotations;
 pub mod devices;
 pub mod guest;
 pub mod host;
-mod krun;
+pub mod krun;
 pub mod mounts;
 mod required;
 mod scheduling;

@@ -51,9 +51,15 @@ pub enum Sharing {
 }
 
 impl Sharing {
-    /// What the annotation says; without it, that directories are shared.
-    pub fn of(bundle: &Bundle) -> Result<Self> {
+    /// What the annotation says; without it, that directories are shared, but not with a confidential guest, which has no device for
+    /// it.
+    pub fn of(bundle: &Bundle, confidential: bool) -> Result<Self> {
         match bundle.annotation(annotations::VOLUMES) {
+            None if confidential => Ok(Self::Deny),
+            Some("untrusted") if confidential => bail!(
+                "config.json: annotation {}: \"untrusted\" is not possible in a TEE: nothing of the host is shared with a confidential guest",
+                annotations::VOLUMES
+            ),
             None | Some("untrusted") => Ok(Self::Untrusted),
             Some("deny") => Ok(Self::Deny),
             Some(other) => bail!(
@@ -257,7 +263,7 @@ fn share(
 ) -> Result<Placed> {
     ensure!(
         sharing == Sharing::Untrusted,
-        "source: {} on {destination} is a directory, and the annotation {} says that none may be shared with this guest",
+        "source: {} on {destination} is a directory, and none may be shared with this guest (annotation {} is \"deny\", or it is confidential)",
         source.display(),
         annotations::VOLUMES
     );

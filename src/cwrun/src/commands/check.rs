@@ -3,11 +3,11 @@
 use crate::cli::Check;
 use crate::guest_files;
 use crate::settings::Settings;
-use anyhow::{Result, bail};
+use crate::tee;
+use anyhow::{Context, Result, bail};
 use rustix::fd::AsFd;
 use serde::Serialize;
 use std::io::Write;
-use std::path::Path;
 use std::time::Duration;
 
 /// How long the test guest may take.
@@ -96,7 +96,13 @@ fn kvm() -> Finding {
 }
 
 fn guest() -> Finding {
-    let result = guest_files::GuestFiles::open().and_then(|_| guest_files::find());
+    let result = guest_files::find().and_then(|dir| {
+        for name in ["vmlinux", "initrd"] {
+            let path = dir.join(name);
+            std::fs::File::open(&path).with_context(|| format!("guest file {}", path.display()))?;
+        }
+        Ok(dir)
+    });
     finding(
         "guest files",
         true,
@@ -126,18 +132,16 @@ fn configuration() -> Finding {
 
 /// Informative: without it containers run unattested (`tee = none`).
 fn sev_snp() -> Finding {
-    let enabled = ["/sys/module/kvm_amd/parameters/sev_snp"]
-        .iter()
-        .any(|path| std::fs::read_to_string(path).is_ok_and(|text| matches!(text.trim(), "Y" | "1")));
-    let result = match (enabled, Path::new("/dev/sev").exists()) {
-        (true, true) => Ok("the host offers SEV-SNP".to_owned()),
-        (true, false) => Err((
-            "kvm_amd has SEV-SNP but /dev/sev does not exist".to_owned(),
-            "load the ccp module",
+    let result = match tee::host::verdict() {
+        Ok(support) => Ok(format!(
+            "{} confidential guests at once ({}; encryption bit {})",
+            support.guests,
+            tee::host::cpu_model(),
+            support.encryption_bit
         )),
-        (false, _) => Err((
-            "no SEV-SNP: nothing protects containers from this host".to_owned(),
-            "needs an AMD EPYC 7003 or later with SEV-SNP enabled in firmware and kernel (kvm_amd.sev_snp=1)",
+        Err(missing) => Err((
+            format!("{missing}: nothing protects containers from this host"),
+            missing.advice(),
         )),
     };
     finding("sev-snp", false, result)

@@ -5,7 +5,6 @@ use crate::bundle::host::HostSpec;
 use crate::bundle::sizing::Sizing;
 use crate::bundle::{Bundle, guest, host};
 use crate::cli::{Create, Global};
-use crate::guest_files::GuestFiles;
 use crate::infra::{self, Infra};
 use crate::launch::{self, Role};
 use crate::logging::phase;
@@ -15,7 +14,7 @@ use crate::network::passt::Passt;
 use crate::root_disk;
 use crate::settings::Settings;
 use crate::state::{Container, ProcessId, Record, Root, Status};
-use crate::{cgroup, control};
+use crate::{cgroup, control, guest_files, tee};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Pid;
 use std::fs::{self, File};
@@ -157,14 +156,16 @@ fn prepare(
     args: &Create,
     console: Console,
 ) -> Result<Machine> {
-    let (mut workload, mut environment, shared) = guest::split(bundle, &args.id, sizing)?;
+    let chosen = tee::choose(bundle, settings)?;
+    let (mut workload, mut environment, shared) = guest::split(bundle, &args.id, sizing, chosen.is_some())?;
+    workload.tee = chosen;
     if !workload.start_hooks.is_empty() {
         environment.state = state_inside(container).to_string();
     }
     let passt = Passt::find(bundle, host)?;
     let disks = shared.disks.iter().map(Disk::open).collect::<Result<_>>()?;
     let kvm = crate::kvm::open()?;
-    let files = GuestFiles::open()?;
+    guest_files::find()?;
     let stdio = stdio(workload.process.terminal, args.console_socket.as_deref(), console)?;
     let disk = phase("convert", || root_disk::obtain(bundle, settings))?;
     ensure!(
@@ -172,10 +173,13 @@ fn prepare(
         "config.json: hooks.startContainer: not possible with a disk of mkcw, which says itself what runs"
     );
     workload.root = disk.root;
+    let debug = tracing::enabled!(target: "cwrun", tracing::Level::DEBUG);
+    let start = phase("measure", || {
+        tee::start(&workload, sizing.memory_mib, sizing.vcpus, &settings.tee, debug)
+    })?;
     Ok(Machine {
         kvm,
-        kernel: files.kernel,
-        initrd: files.initrd,
+        start,
         images: disk.images,
         keys: disk.keys,
         scratch: root_disk::scratch(&workload.scratch, &settings.cache)?,
@@ -191,7 +195,7 @@ fn prepare(
         watch: None,
         volumes: shared.volumes,
         disks,
-        debug: tracing::enabled!(target: "cwrun", tracing::Level::DEBUG),
+        debug,
     })
 }
 

@@ -156,7 +156,7 @@ mod tests {
             let host = host::split(&bundle, &sizing).unwrap();
             // All but the mount namespace, which a VMM always has.
             assert_eq!(host.namespaces.len(), namespaces.len() - 1);
-            let (workload, _, _) = crate::bundle::guest::split(&bundle, "c", &sizing).unwrap();
+            let (workload, _, _) = crate::bundle::guest::split(&bundle, "c", &sizing, false).unwrap();
             let hooks = &host.hooks;
             let count =
                 hooks.create_runtime.len() + hooks.create_container.len() + workload.start_hooks.len();

@@ -22,6 +22,7 @@ use crate::bundle::mounts::Source;
 use crate::launch::{self, VmmEnd};
 use crate::network::passt::Passt;
 use crate::state::StatusFile;
+use crate::tee::Start;
 use netlink::LinkWatch;
 use std::fs::File;
 use std::os::unix::net::UnixListener;
@@ -34,10 +35,8 @@ use workload::{Environment, Workload};
 pub struct Machine {
     /// `/dev/kvm`.
     pub kvm: File,
-    /// The guest kernel.
-    pub kernel: File,
-    /// The guest's initrd.
-    pub initrd: File,
+    /// What the guest starts from.
+    pub start: Start,
     /// Images of the root file system, which lie end to end on the guest's first disk.
     pub images: Vec<File>,
     /// What opens them.

@@ -93,8 +93,12 @@ impl Monitor {
         let endpoints = Arc::new(Mutex::new(endpoints));
         let connect = {
             let endpoints = Arc::clone(&endpoints);
-            // Nobody panics while holding the lock.
-            Box::new(move |port| endpoints.lock().ok()?.remove(&port))
+            let evidence = machine.start.evidence;
+            Box::new(move |port| match (port, &evidence) {
+                (protocol::EVIDENCE, Some(evidence)) => evidence.connect(),
+                // Nobody panics while holding the lock.
+                _ => endpoints.lock().ok()?.remove(&port),
+            })
         };
         let mut disks = vec![disk(machine.images, Access::ReadOnly, "root")];
         disks.extend(
@@ -112,13 +116,7 @@ impl Monitor {
         }));
         let config = vmm::Config {
             kvm: machine.kvm,
-            kernel: machine.kernel,
-            initrd: machine.initrd,
-            cmdline: if machine.debug {
-                "ignore_loglevel".to_owned()
-            } else {
-                String::new()
-            },
+            boot: machine.start.boot,
             memory_mib: machine.memory_mib,
             vcpus: machine.vcpus,
             disks,
@@ -304,13 +302,28 @@ impl Monitor {
                 columns,
             });
         }
-        match self.run() {
+        let ended = self.run();
+        self.tell_page_states();
+        match ended {
             Ok(status) => status.exit_code(),
             Err(error) => {
                 tracing::error!("{error:#}");
                 eprintln!("cwrun: {error:#}");
                 LOST
             }
+        }
+    }
+
+    /// How much of a confidential guest's memory devices could see.
+    fn tell_page_states(&self) {
+        if let Some((pages, modelled)) = self.vm.page_states() {
+            tracing::debug!(
+                modelled,
+                shared_kib = pages.shared_pages * 4,
+                conversions = pages.conversions,
+                refused = pages.refused,
+                "page states of the guest"
+            );
         }
     }
 

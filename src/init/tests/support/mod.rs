@@ -9,10 +9,10 @@ use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use vmm::{Access, Config, Disk, Running, Vm, Vsock};
+use vmm::{Access, Boot, Config, Disk, Running, Vm, Vsock};
 use workload::protocol::{
-    CONTROL, Decoder, FailureKind, GUEST_CID, Keys, Outcome, Request, Setup, Status, ToGuest, ToHost, encode,
-    stdio,
+    CONTROL, Decoder, EVIDENCE, FailureKind, GUEST_CID, Keys, Outcome, REPORT, Request, Setup, Status,
+    ToGuest, ToHost, encode, stdio,
 };
 use workload::{
     Blob, Crypt, Environment, Filesystem, Hex, Layer, Mount, MountFlag, Process, RootFs, Scratch, User,
@@ -127,9 +127,11 @@ impl Machine {
         );
         let config = Config {
             kvm: File::options().read(true).write(true).open("/dev/kvm").unwrap(),
-            kernel: built("vmlinux"),
-            initrd: built("initrd"),
-            cmdline: String::new(),
+            boot: Boot::Kernel {
+                kernel: built("vmlinux"),
+                initrd: built("initrd"),
+                cmdline: String::new(),
+            },
             memory_mib: self.memory_mib,
             vcpus: 2,
             disks,
@@ -253,6 +255,18 @@ impl Guest {
         })
     }
 
+    /// Answers the guest's question as a TEE that was launched with this host data.
+    pub fn attest(&self, host_data: [u8; 32]) {
+        let (port, mut stream) = self.streams.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(port, EVIDENCE);
+        let mut nonce = [0; 64];
+        stream.read_exact(&mut nonce).unwrap();
+        let mut report = vec![0; REPORT];
+        report[0x50..0x90].copy_from_slice(&nonce);
+        report[0xc0..0xe0].copy_from_slice(&host_data);
+        stream.write_all(&report).unwrap();
+    }
+
     pub fn exited(mut self) -> Status {
         match self.hear() {
             ToHost::Exited { process: 0, status } => status,
@@ -337,5 +351,6 @@ fn workload(script: &str, layers: Vec<Layer>) -> Workload {
         devices: Vec::new(),
         start_hooks: Vec::new(),
         root_propagation: None,
+        tee: None,
     }
 }

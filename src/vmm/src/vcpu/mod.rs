@@ -21,8 +21,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
-    kvm_cpuid_entry2,
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SEV_TERM,
+    KVM_SYSTEM_EVENT_SHUTDOWN, kvm_cpuid_entry2,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::GuestMemoryError;
@@ -31,7 +31,12 @@ pub use control::Control;
 
 use crate::bus::{Bus, Outcome};
 use crate::exit::Exit;
+use crate::firmware::Confidential;
 use crate::memory::GuestMemory;
+use crate::snp;
+
+/// What a hypercall that there is not answers (`-KVM_ENOSYS`).
+const NO_SUCH_CALL: u64 = -1000i64 as u64;
 
 /// Why vCPUs could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -81,28 +86,96 @@ pub enum Error {
 pub struct Vcpu {
     index: u8,
     fd: VcpuFd,
+    confidential: Option<Arc<Confidential>>,
 }
 
 /// Makes `count` vCPUs, the first of which starts at `entry` in long mode.
 pub fn create(kvm: &Kvm, vm: &VmFd, memory: &GuestMemory, count: u8, entry: u64) -> Result<Vec<Vcpu>, Error> {
-    if count == 0 {
-        return Err(Error::None);
-    }
-    let max = kvm.get_max_vcpus();
-    if usize::from(count) > max {
-        return Err(Error::TooMany { asked: count, max });
-    }
+    let maker = Maker::new(kvm, vm, count)?;
     registers::write_tables(memory)?;
-    let supported = kvm
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(Error::SupportedCpuid)?;
-    let shape = cpuid::Shape {
-        vcpus: count,
-        tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
-    };
-    (0..count)
-        .map(|index| create_one(vm, supported.as_slice(), shape, index, entry))
-        .collect()
+    let vcpus = (0..count).map(|index| {
+        let fd = maker.make(index)?;
+        if index == 0 {
+            registers::boot_vcpu(&fd, entry).map_err(|source| Error::Setup {
+                what: "the boot registers",
+                vcpu: index,
+                source,
+            })?;
+        }
+        Ok(Vcpu::new(index, fd, None))
+    });
+    vcpus.collect()
+}
+
+/// Makes a VM's vCPUs one by one.
+pub struct Maker<'a> {
+    vm: &'a VmFd,
+    supported: CpuId,
+    shape: cpuid::Shape,
+}
+
+impl<'a> Maker<'a> {
+    /// For `count` vCPUs, if KVM takes so many.
+    pub fn new(kvm: &Kvm, vm: &'a VmFd, count: u8) -> Result<Maker<'a>, Error> {
+        if count == 0 {
+            return Err(Error::None);
+        }
+        let max = kvm.get_max_vcpus();
+        if usize::from(count) > max {
+            return Err(Error::TooMany { asked: count, max });
+        }
+        Ok(Maker {
+            vm,
+            supported: kvm
+                .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+                .map_err(Error::SupportedCpuid)?,
+            shape: cpuid::Shape {
+                vcpus: count,
+                tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+            },
+        })
+    }
+
+    /// An SNP guest's CPUID table.
+    pub fn table(&self, index: u8) -> Vec<kvm_cpuid_entry2> {
+        let mut table = cpuid::for_vcpu(self.supported.as_slice(), self.shape, index);
+        snp::mask_cpuid(&mut table);
+        table
+    }
+
+    /// A vCPU with its CPUID table and the registers that all have in common.
+    pub fn make(&self, index: u8) -> Result<VcpuFd, Error> {
+        let table = cpuid::for_vcpu(self.supported.as_slice(), self.shape, index);
+        let fd = self.make_with(index, &table)?;
+        registers::common(&fd).map_err(|source| Error::Setup {
+            what: "the common registers",
+            vcpu: index,
+            source,
+        })?;
+        Ok(fd)
+    }
+
+    /// A vCPU of an SNP guest, as KVM resets it: what else is set here would be measured.
+    pub fn make_bare(&self, index: u8) -> Result<VcpuFd, Error> {
+        self.make_with(index, &self.table(index))
+    }
+
+    fn make_with(&self, index: u8, table: &[kvm_cpuid_entry2]) -> Result<VcpuFd, Error> {
+        let failed = |what| {
+            move |source| Error::Setup {
+                what,
+                vcpu: index,
+                source,
+            }
+        };
+        let fd = self
+            .vm
+            .create_vcpu(index.into())
+            .map_err(failed("the existence"))?;
+        let table = CpuId::from_entries(table).map_err(|_| Error::CpuidTooLong(index))?;
+        fd.set_cpuid2(&table).map_err(failed("the CPUID table"))?;
+        Ok(fd)
+    }
 }
 
 /// Makes the one vCPU of a guest that starts at `entry` in long mode.
@@ -110,31 +183,6 @@ pub fn create_boot_vcpu(kvm: &Kvm, vm: &VmFd, memory: &GuestMemory, entry: u64) 
     let vcpu = create(kvm, vm, memory, 1, entry)?.into_iter().next();
     // One was asked for.
     vcpu.map(|vcpu| vcpu.fd).ok_or(Error::None)
-}
-
-fn create_one(
-    vm: &VmFd,
-    supported: &[kvm_cpuid_entry2],
-    shape: cpuid::Shape,
-    index: u8,
-    entry: u64,
-) -> Result<Vcpu, Error> {
-    let failed = |what| {
-        move |source| Error::Setup {
-            what,
-            vcpu: index,
-            source,
-        }
-    };
-    let fd = vm.create_vcpu(index.into()).map_err(failed("the existence"))?;
-    let table = cpuid::for_vcpu(supported, shape, index);
-    let table = CpuId::from_entries(&table).map_err(|_| Error::CpuidTooLong(index))?;
-    fd.set_cpuid2(&table).map_err(failed("the CPUID table"))?;
-    registers::common(&fd).map_err(failed("the common registers"))?;
-    if index == 0 {
-        registers::boot_vcpu(&fd, entry).map_err(failed("the boot registers"))?;
-    }
-    Ok(Vcpu { index, fd })
 }
 
 /// How often a vCPU came out of the guest, by cause. For finding out where boot time goes.
@@ -146,6 +194,15 @@ struct Counts {
 }
 
 impl Vcpu {
+    /// The vCPU with this index, perhaps of a guest that started in a firmware.
+    pub fn new(index: u8, fd: VcpuFd, confidential: Option<Arc<Confidential>>) -> Vcpu {
+        Vcpu {
+            index,
+            fd,
+            confidential,
+        }
+    }
+
     /// Starts the thread. It ends when the VM ends.
     pub fn spawn(self, control: Arc<Control>, bus: Arc<Bus>) -> Result<JoinHandle<()>, Error> {
         let vcpu = self.index;
@@ -188,6 +245,11 @@ impl Vcpu {
         match self.fd.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
                 counts.port += 1;
+                if let Some(guest) = &self.confidential
+                    && guest.termination_port == Some(port)
+                {
+                    return Some(guest.terminated(code_of(data)));
+                }
                 (bus.port_write(port, data) == Outcome::Reset).then_some(Exit::Reset)
             }
             Ok(VcpuExit::IoIn(port, data)) => {
@@ -215,6 +277,28 @@ impl Vcpu {
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => {
                 fault("the guest reported a crash".into())
             }
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SEV_TERM, data)) => {
+                let code = data.first().copied().unwrap_or_default();
+                match &self.confidential {
+                    Some(guest) => Some(guest.terminated(code)),
+                    None => fault("a guest without SNP ended itself as one with it".into()),
+                }
+            }
+            Ok(VcpuExit::Hypercall(call)) => {
+                let answer = match &self.confidential {
+                    Some(guest) if call.nr == snp::MAP_GPA_RANGE => guest.pages.map_gpa_range(call.args),
+                    _ => NO_SUCH_CALL,
+                };
+                *call.ret = answer;
+                None
+            }
+            Ok(VcpuExit::MemoryFault { flags, gpa, size }) => {
+                let served = match &self.confidential {
+                    Some(guest) => guest.pages.memory_fault(flags, gpa, size),
+                    None => return fault(format!("no memory for the guest at {gpa:#x}")),
+                };
+                served.err().and_then(|error| fault(error.to_string()))
+            }
             Ok(VcpuExit::FailEntry(reason, cpu)) => fault(format!(
                 "the processor refused to enter the guest (reason {reason:#x}, host CPU {cpu})"
             )),
@@ -233,6 +317,14 @@ impl Vcpu {
             Err(error) => fault(format!("KVM_RUN failed: {error}")),
         }
     }
+}
+
+/// The number in what a guest writes to a port.
+fn code_of(data: &[u8]) -> u64 {
+    data.iter()
+        .take(8)
+        .rev()
+        .fold(0, |code, byte| code << 8 | u64::from(*byte))
 }
 
 /// Which internal error KVM reported at the last exit.

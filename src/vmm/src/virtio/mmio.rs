@@ -14,8 +14,9 @@ use std::sync::Arc;
 use virtio_queue::{Queue as Ring, QueueT};
 
 use super::queue::Queue;
-use super::{Command, Description, F_EVENT_IDX, F_VERSION_1, Interrupt, Outbox};
+use super::{Command, Description, F_ACCESS_PLATFORM, F_EVENT_IDX, F_VERSION_1, Interrupt, Outbox};
 use crate::memory::Ram;
+use crate::snp::Pages;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
@@ -76,6 +77,8 @@ pub struct Transport {
     interrupt: Interrupt,
     outbox: Outbox,
     memory: Arc<Ram>,
+    /// A model of page states, for the queues.
+    model: Option<Arc<Pages>>,
     status: u8,
     device_features_sel: u32,
     driver_features_sel: u32,
@@ -98,6 +101,7 @@ impl Transport {
             interrupt,
             outbox,
             memory,
+            model: None,
             status: 0,
             device_features_sel: 0,
             driver_features_sel: 0,
@@ -105,6 +109,14 @@ impl Transport {
             queue_sel: 0,
             queues,
         })
+    }
+
+    /// For a guest whose memory devices can't access at will: the driver has to use [`F_ACCESS_PLATFORM`]. `model`, if there is one, is
+    /// told what the device touches.
+    pub fn for_confidential_guest(mut self, model: Option<Arc<Pages>>) -> Transport {
+        self.device.features |= F_ACCESS_PLATFORM;
+        self.model = model;
+        self
     }
 
     /// The driver reads at `offset` of the device's window.
@@ -229,7 +241,9 @@ impl Transport {
     }
 
     fn features_fit(&self) -> bool {
-        self.driver_features & !self.device.features == 0 && self.driver_features & F_VERSION_1 != 0
+        // VIRTIO 1.2 §6.1: a driver that leaves F_ACCESS_PLATFORM would hand over addresses that mean nothing to the device.
+        let needed = F_VERSION_1 | self.device.features & F_ACCESS_PLATFORM;
+        self.driver_features & !self.device.features == 0 && self.driver_features & needed == needed
     }
 
     /// Hands the queues to the device thread.
@@ -244,7 +258,7 @@ impl Transport {
             // Made from a ring's own state, which is valid.
             let mut ring = Ring::try_from(queue.state()).ok()?;
             ring.set_event_idx(event_idx);
-            Some(Queue::new(ring))
+            Some(Queue::new(ring).modelled(self.model.clone()))
         });
         self.outbox.send(Command::Activate {
             queues: queues.collect(),
@@ -265,6 +279,19 @@ impl Transport {
 
     fn selected_queue(&self) -> Option<&Ring> {
         self.queues.get(self.queue_sel as usize)
+    }
+}
+
+/// What is read at `offset` of a place without a device (VIRTIO 1.2 §4.2.2: DeviceID 0): a driver leaves it alone without complaint.
+pub fn read_placeholder(offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let value = match offset {
+        register::MAGIC => MAGIC,
+        register::VERSION => VERSION,
+        _ => return,
+    };
+    if data.len() == 4 {
+        data.copy_from_slice(&value.to_le_bytes());
     }
 }
 

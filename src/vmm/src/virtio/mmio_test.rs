@@ -279,3 +279,75 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn in_a_confidential_guest_the_driver_must_take_the_platforms_way_to_memory() {
+    const NEEDED: u64 = F_VERSION_1 | F_ACCESS_PLATFORM;
+    let confidential = || {
+        let mut machine = machine();
+        let transport = machine.transport;
+        machine.transport = transport.for_confidential_guest(None);
+        machine
+    };
+    let mut offered = confidential();
+    offered.write(register::DEVICE_FEATURES_SEL, 1);
+    assert_eq!(offered.read(register::DEVICE_FEATURES), 0b11);
+    for (features, status) in [
+        (NEEDED, 11),
+        (F_VERSION_1, 3),
+        (F_ACCESS_PLATFORM, 3),
+        (NEEDED | 1 << 40, 3),
+    ] {
+        let mut machine = confidential();
+        machine.negotiate(features);
+        assert_eq!(machine.status(), status, "{features:#x}");
+    }
+    // Elsewhere it is not on offer.
+    let mut plain = machine();
+    plain.negotiate(NEEDED);
+    assert_eq!(plain.status(), 3);
+}
+
+#[test]
+fn a_model_of_page_states_is_told_what_a_device_touches() {
+    #[derive(Debug)]
+    struct Nothing;
+    impl crate::snp::Backing for Nothing {
+        fn set_private(&self, _: u64, _: u64, _: bool) -> std::io::Result<()> {
+            Ok(())
+        }
+        fn discard_shared(&self, _: u64, _: u64) -> std::io::Result<()> {
+            Ok(())
+        }
+        fn discard_private(&self, _: u64, _: u64) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let pages = Arc::new(Pages::new(&[(0, 1 << 26)], Box::new(Nothing)));
+    pages.convert(0, 1 << 26, true).unwrap();
+    let mut machine = machine();
+    let transport = machine.transport;
+    machine.transport = transport.for_confidential_guest(Some(Arc::clone(&pages)));
+    machine.negotiate(F_VERSION_1 | F_ACCESS_PLATFORM);
+    let addresses = machine.driver.addresses();
+    machine.set_queue(0, addresses);
+    machine.set_queue(1, addresses.map(|address| address + 0x10000));
+    assert_eq!(pages.statistics().shared_pages, 0);
+    machine.write(register::STATUS, 15);
+    assert!(addresses.iter().all(|address| pages.are_shared(*address, 1)));
+    assert!(!pages.are_shared(0x20_0000, 1));
+}
+
+#[test]
+fn a_place_without_a_device_says_so() {
+    let read = |offset| {
+        let mut data = [9; 4];
+        read_placeholder(offset, &mut data);
+        u32::from_le_bytes(data)
+    };
+    assert_eq!([read(0), read(4), read(8)], [0x7472_6976, 2, 0]);
+    assert_eq!(read(0x10), 0);
+    let mut byte = [9];
+    read_placeholder(0, &mut byte);
+    assert_eq!(byte, [0]);
+}

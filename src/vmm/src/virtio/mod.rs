@@ -40,6 +40,9 @@ pub const F_INDIRECT_DESC: u64 = 1 << 28;
 pub const F_EVENT_IDX: u64 = 1 << 29;
 /// The device is not a legacy one.
 pub const F_VERSION_1: u64 = 1 << 32;
+/// The device goes through whatever stands between it and the guest's memory: the driver must use the platform's DMA interface, which
+/// bounces through shared pages where memory is encrypted.
+pub const F_ACCESS_PLATFORM: u64 = 1 << 33;
 /// What every device here offers.
 pub const COMMON_FEATURES: u64 = F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1;
 

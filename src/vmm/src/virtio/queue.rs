@@ -10,12 +10,14 @@
 //! lengths are read once; the contents stay the guest's to change.
 
 use std::num::Wrapping;
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{Queue as Ring, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::memory::GuestMemory;
+use crate::snp::Pages;
 use crate::sys::Slice;
 
 /// Sizes in bytes (VIRTIO 1.2 §2.7.6, §2.7.8): flags and index, then entries; a used entry is a head and a length, 32 bits each.
@@ -50,6 +52,8 @@ pub struct Queue {
     ring: Ring,
     /// The used ring's index when the driver was last considered for an interrupt.
     considered: Wrapping<u16>,
+    /// A model of page states, which is told what the device touches.
+    model: Option<Arc<Pages>>,
 }
 
 /// One request: a chain of descriptors, split into what the device may read and what it may write.
@@ -67,7 +71,26 @@ impl Queue {
     /// Takes a ring whose addresses the transport has checked.
     pub fn new(ring: Ring) -> Queue {
         let considered = Wrapping(ring.next_used());
-        Queue { ring, considered }
+        Queue {
+            ring,
+            considered,
+            model: None,
+        }
+    }
+
+    /// Tells `model` what the device touches through this queue, first of all its rings.
+    pub fn modelled(mut self, model: Option<Arc<Pages>>) -> Queue {
+        if let Some(pages) = &model {
+            let size = u64::from(self.ring.size());
+            let rings = [
+                (self.ring.desc_table(), 16 * size),
+                (self.ring.avail_ring(), 6 + 2 * size),
+                (self.ring.used_ring(), 6 + 8 * size),
+            ];
+            rings.into_iter().for_each(|(gpa, bytes)| pages.touch(gpa, bytes));
+        }
+        self.model = model;
+        self
     }
 
     /// The next request, if there is one.
@@ -92,6 +115,9 @@ impl Queue {
             let slice = memory
                 .get_slice(descriptor.addr(), descriptor.len() as usize)
                 .map_err(|_| Error::Address(head))?;
+            if let Some(pages) = &self.model {
+                pages.touch(descriptor.addr().raw_value(), descriptor.len().into());
+            }
             match (descriptor.is_write_only(), chain.writable.is_untouched()) {
                 (true, _) => chain.writable.push(slice),
                 (false, true) => chain.readable.push(slice),
