@@ -10,16 +10,17 @@ GUEST := target/guest
 TRIPLE := x86_64-unknown-linux-gnu
 CARGO ?= cargo
 
-.PHONY: help setup build cwrun guest demo test lint bench soak install clean
+.PHONY: help setup build cwrun broker guest demo test lint bench soak install install-broker clean
 
 help:
 	@echo 'make build     cwrun and the guest files (kernel, initrd)'
 	@echo 'make demo      boots a container of a Debian root file system and shows what it prints'
 	@echo 'make test      unit, property and end-to-end tests; the last line counts them'
 	@echo 'make lint      format, clippy, dependencies'
-	@echo 'make bench     times conversion beside mkfs.erofs and tar, starts beside crun and QEMU, layers, and disks in a guest'
+	@echo 'make bench     times conversion beside mkfs.erofs and tar, starts beside crun and QEMU, layers, disks in a guest, the key broker'
 	@echo 'make soak      the long tests: reproducible kernel, crash tests, the testbed itself'
 	@echo 'make install   into $$(DESTDIR)$$(PREFIX)/bin and $$(DESTDIR)/usr/lib/cwrun; KRUN=1 adds the krun name'
+	@echo 'make install-broker  the key broker alone, into $$(DESTDIR)$$(PREFIX)/bin'
 	@echo 'make setup     installs and caches what all of these need (they call it themselves)'
 	@echo 'make clean     removes target/; the cache outside the checkout stays'
 
@@ -30,6 +31,9 @@ build: cwrun guest
 
 cwrun: setup
 	$(CARGO) build --release --locked -p cwrun
+
+broker: setup
+	$(CARGO) build --release --locked -p broker
 
 # The init must run without a C library in the guest: the only crate that is linked statically, hence flags of its own. With
 # --target they do not reach build scripts, and nothing else is compiled again.
@@ -50,6 +54,7 @@ bench: build
 	tests/testbed/run --deadline 1800 --share target/bench -- benches/run
 	tests/testbed/run --deadline 1800 --share target/bench -- benches/layers
 	benches/io
+	benches/broker
 
 soak: build
 	tests/run --soak
@@ -63,6 +68,9 @@ install: build
 	install -D -m 644 $(GUEST)/vmlinux $(DESTDIR)/usr/lib/cwrun/vmlinux
 	install -D -m 644 $(GUEST)/initrd $(DESTDIR)/usr/lib/cwrun/initrd
 	$(if $(KRUN),ln -sf cwrun $(DESTDIR)$(PREFIX)/bin/krun)
+
+install-broker: broker
+	install -D -m 755 target/release/cwrun-broker $(DESTDIR)$(PREFIX)/bin/cwrun-broker
 
 clean:
 	rm -rf target
