@@ -133,7 +133,7 @@ pub(crate) fn parse_rsa(modulus: &[u8], exponent: &[u8]) -> Result<RsaPublicKey,
         BoxedUint::from_be_slice_vartime(exponent),
     )
     .map_err(|_| Error::Rsa)?;
-    if RSA_BITS.contains(&key.n().bits()) { Ok(key) } else { Err(Error::Rsa) }
+    if RSA_BITS.contains(&key.n().as_ref().bits_vartime()) { Ok(key) } else { Err(Error::Rsa) }
 }
 
 /// The protected header and the wrapped content key.
