@@ -10,7 +10,7 @@ GUEST := target/guest
 TRIPLE := x86_64-unknown-linux-gnu
 CARGO ?= cargo
 
-.PHONY: help setup build cwrun guest demo test test-snp lint bench soak install clean
+.PHONY: help setup build cwrun broker guest demo test test-snp lint bench soak install install-broker clean
 
 help:
 	@echo 'make build     cwrun and the guest files (kernel, initrd, stage0)'
@@ -18,9 +18,10 @@ help:
 	@echo 'make test      unit, property and end-to-end tests; the last line counts them'
 	@echo 'make test-snp  the confidential tests under SEV-SNP, on a machine that has it'
 	@echo 'make lint      format, clippy, dependencies'
-	@echo 'make bench     times conversion beside mkfs.erofs and tar, starts beside crun and QEMU, layers, volumes, disks and network'
+	@echo 'make bench     times conversion beside mkfs.erofs and tar, starts beside crun and QEMU, layers, volumes, disks, network, broker'
 	@echo 'make soak      the long tests: reproducible kernel, crash tests, the testbed itself'
 	@echo 'make install   into $$(DESTDIR)$$(PREFIX)/bin and $$(DESTDIR)/usr/lib/cwrun; KRUN=1 adds the krun name'
+	@echo 'make install-broker  the key broker alone, into $$(DESTDIR)$$(PREFIX)/bin'
 	@echo 'make setup     installs and caches what all of these need (they call it themselves)'
 	@echo 'make clean     removes target/; the cache outside the checkout stays'
 
@@ -31,6 +32,9 @@ build: cwrun guest
 
 cwrun: setup
 	$(CARGO) build --release --locked -p cwrun
+
+broker: setup
+	$(CARGO) build --release --locked -p broker
 
 # The init must run without a C library in the guest: the only crate that is linked statically, hence flags of its own. With
 # --target they do not reach build scripts, and nothing else is compiled again.
@@ -58,6 +62,7 @@ bench: build
 	tests/testbed/run --deadline 1800 --share target/bench -- benches/net
 	tests/testbed/run --deadline 1800 --memory 4096 --share target/bench -- benches/volumes
 	benches/io
+	benches/broker
 
 soak: build
 	tests/run --soak
@@ -74,6 +79,9 @@ install: build
 	install -D -m 644 $(GUEST)/stage0 $(DESTDIR)/usr/lib/cwrun/stage0
 	install -D -m 644 $(GUEST)/stage0-plain $(DESTDIR)/usr/lib/cwrun/stage0-plain
 	$(if $(KRUN),ln -sf cwrun $(DESTDIR)$(PREFIX)/bin/krun)
+
+install-broker: broker
+	install -D -m 755 target/release/cwrun-broker $(DESTDIR)$(PREFIX)/bin/cwrun-broker
 
 clean:
 	rm -rf target
