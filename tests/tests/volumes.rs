@@ -7,6 +7,7 @@ use e2e::process::eventually;
 use e2e::{Bundle, Cwrun, bed, pattern, tree};
 use serde_json::{Value, json};
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -488,9 +489,8 @@ fn what_the_host_renames_meanwhile_leads_nowhere_else() {
 
 /// What the guest does while names change under it on both sides: it changes them itself, and reads and writes whatever it gets hold of.
 const HOSTILE: &str = r#"
-import ctypes, os, random, sys
+import os, random
 os.chdir('/data')
-libc = ctypes.CDLL(None)
 def attempt(call, *args, **named):
     try:
         return call(*args, **named)
@@ -503,7 +503,7 @@ def change(choose):
     one, other = choose.sample(places, 2)
     what = choose.randrange(6)
     if what == 0: attempt(os.rename, one, other)
-    elif what == 1: libc.renameat2(-100, one.encode(), -100, other.encode(), 2)
+    elif what == 1: attempt(os.rename, one, 'away'); attempt(os.rename, other, one); attempt(os.rename, 'away', other)
     elif what == 2: attempt(os.unlink, one); attempt(os.symlink, choose.choice(targets), one)
     elif what == 3: attempt(os.unlink, one); attempt(os.mkdir, one)
     elif what == 4: attempt(os.link, one, other, follow_symlinks=False)
@@ -554,6 +554,16 @@ fn a_hostile_guest_gets_nowhere_else_while_both_sides_rename() {
     for dir in [shared.join("a/b/c"), shared.join("x/c/b"), outside.clone()] {
         fs::create_dir_all(dir).unwrap();
     }
+    // Before the guest puts others in their places.
+    let directories = [shared.join("a"), shared.join("x"), outside.clone()].map(|path| {
+        use rustix::fs::{Mode, OFlags, open};
+        open(
+            path,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW,
+            Mode::empty(),
+        )
+        .unwrap()
+    });
     let canary = outside.join("canary");
     fs::write(&canary, "secret").unwrap();
     let look = || {
@@ -576,7 +586,7 @@ fn a_hostile_guest_gets_nowhere_else_while_both_sides_rename() {
     let container = cwrun.create("hostile", &bundle);
     cwrun.ok(["start", "hostile"]);
     container.expect_output("begun");
-    let (rounds, moved) = rename_in_and_out(&shared, &outside, e2e::rounds(15, 600) as u64);
+    let (rounds, moved) = rename_in_and_out(&directories, &outside, e2e::rounds(15, 600) as u64);
     fs::write(shared.join("stop"), "").unwrap();
     assert_eq!(cwrun.wait(&container), 0, "{}", container.errors());
     let output = container.output();
@@ -598,37 +608,27 @@ fn a_hostile_guest_gets_nowhere_else_while_both_sides_rename() {
 
 /// Moves directories out of the shared one and in again, with links in their place meanwhile. All by descriptors: the guest's links must
 /// not lead the host. Returns how often that was tried and how often a directory was moved.
-fn rename_in_and_out(shared: &Shared, outside: &Path, seconds: u64) -> (u64, u64) {
-    use rustix::fs::{AtFlags, Mode, OFlags, open, renameat, symlinkat, unlinkat};
-    let directory = |path: &Path| {
-        open(
-            path,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW,
-            Mode::empty(),
-        )
-        .unwrap()
-    };
-    let (a, x, away) = (
-        directory(&shared.join("a")),
-        directory(&shared.join("x")),
-        directory(outside),
-    );
+fn rename_in_and_out(directories: &[OwnedFd; 3], outside: &Path, seconds: u64) -> (u64, u64) {
+    use rustix::fs::{AtFlags, renameat, symlinkat, unlinkat};
+    let [a, x, away] = directories;
     let end = std::time::Instant::now() + std::time::Duration::from_secs(seconds);
     let (mut rounds, mut moved) = (0, 0);
     while std::time::Instant::now() < end {
-        for (from, to, name) in [(&a, &x, "b"), (&x, &a, "c"), (&a, &x, "c"), (&x, &a, "b")] {
+        for (from, to, name) in [(a, x, "b"), (x, a, "c"), (a, x, "c"), (x, a, "b")] {
             rounds += 1;
-            if renameat(from, name, &away, "away").is_err() {
+            if renameat(from, name, away, "away").is_err() {
+                let _ = fs::remove_dir_all(outside.join("away"));
                 continue;
             }
             let _ = symlinkat("../../outside", from, name);
             std::thread::yield_now();
             let _ = unlinkat(from, name, AtFlags::empty());
             // Over an empty directory, or into nothing; else something else was moved out for good.
-            if renameat(&away, "away", to, name).is_ok() || renameat(&away, "away", from, name).is_ok() {
+            if renameat(away, "away", to, name).is_ok() || renameat(away, "away", from, name).is_ok() {
                 moved += 1;
-            } else if unlinkat(&away, "away", AtFlags::empty()).is_err() {
-                fs::remove_dir_all(outside.join("away")).unwrap();
+            } else if unlinkat(away, "away", AtFlags::empty()).is_err() {
+                // The guest, which may have it open, may still put something there: then the next one tries again.
+                let _ = fs::remove_dir_all(outside.join("away"));
             }
         }
         std::thread::sleep(std::time::Duration::from_millis(1));
