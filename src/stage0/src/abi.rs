@@ -165,6 +165,30 @@ impl Staging {
     /// Length of the descriptor.
     pub const LEN: usize = 72;
 
+    /// A descriptor that places files of these lengths in the window, one after the other, each on pages of its own.
+    ///
+    /// # Errors
+    /// What stage0 would end with: the VMM finds out before it starts.
+    pub fn place(vcpus: u32, ram: u64, kernel: u64, initrd: u64, cmdline: u64) -> Result<Self, Termination> {
+        let mut next = STAGING_START + PAGE;
+        let mut extent = |len: u64| {
+            let extent = Extent { gpa: next, len };
+            next = extent
+                .end()
+                .and_then(|end| end.checked_next_multiple_of(PAGE))
+                .unwrap_or(STAGING_END);
+            extent
+        };
+        let staging = Staging {
+            vcpus,
+            ram,
+            kernel: extent(kernel),
+            initrd: extent(initrd),
+            cmdline: extent(cmdline),
+        };
+        staging.check().map(|()| staging)
+    }
+
     /// The descriptor as the VMM writes it.
     pub fn encode(&self) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];

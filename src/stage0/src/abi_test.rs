@@ -163,6 +163,32 @@ fn other_terminations_are_not_ours() {
     assert_eq!(Termination::from_reason(1, 1), None);
 }
 
+#[test]
+fn files_are_placed_one_after_the_other() {
+    let staging = Staging::place(2, 64 * MIB, 5000, 0, 1).unwrap();
+    let places = [staging.kernel, staging.initrd, staging.cmdline]
+        .map(|file| ((file.gpa - STAGING_START) / PAGE, file.len));
+    assert_eq!(places, [(1, 5000), (3, 0), (3, 1)]);
+}
+
+#[test]
+fn files_that_do_not_fit_are_refused_when_they_are_placed() {
+    let window = STAGING_END - STAGING_START;
+    assert!(Staging::place(1, 64 * MIB, window - 3 * PAGE, PAGE, PAGE).is_ok());
+    for [kernel, initrd, cmdline] in [
+        [window, 1, 1],
+        [1, window, 1],
+        [PAGE, window - 3 * PAGE, PAGE + 1],
+        [u64::MAX, 1, 1],
+    ] {
+        assert_eq!(
+            Staging::place(1, 64 * MIB, kernel, initrd, cmdline),
+            Err(Termination::StagingRange)
+        );
+    }
+    assert_eq!(Staging::place(0, 64 * MIB, 1, 1, 1), Err(Termination::VcpuCount));
+}
+
 proptest! {
     #[test]
     fn any_descriptor_that_passes_is_one_that_can_be_used(bytes in any::<[u8; Staging::LEN]>(), valid in any::<bool>()) {

@@ -10,7 +10,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use sha2::{Digest, Sha256};
 use stage0::Termination;
-use stage0::abi::{self, Expected, Extent, HashPage, PAGE, STAGING_START, Staging, segment};
+use stage0::abi::{self, Expected, HashPage, STAGING_START, Staging, segment};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 const RAM: u64 = 256 << 20;
@@ -126,25 +126,19 @@ fn load_image(memory: &GuestMemoryMmap, file: &[u8], hashes: &HashPage) -> (u64,
 }
 
 fn stage(memory: &GuestMemoryMmap, files: &Files, vcpus: u32) {
-    let mut next = STAGING_START + PAGE;
-    let mut place = |file: &[u8]| {
-        let extent = Extent {
-            gpa: next,
-            len: file.len() as u64,
-        };
+    let [kernel, initrd, cmdline] = [&*files.kernel, &files.initrd, files.cmdline.as_bytes()];
+    let len = |file: &[u8]| file.len() as u64;
+    let staging = Staging::place(vcpus, RAM, len(kernel), len(initrd), len(cmdline)).expect("they fit");
+    let contents = [
+        (staging.kernel, kernel),
+        (staging.initrd, initrd),
+        (staging.cmdline, cmdline),
+    ];
+    for (extent, file) in contents {
         memory
-            .write_slice(file, GuestAddress(next))
+            .write_slice(file, GuestAddress(extent.gpa))
             .expect("the window is large enough");
-        next += extent.len.next_multiple_of(PAGE);
-        extent
-    };
-    let staging = Staging {
-        vcpus,
-        ram: RAM,
-        kernel: place(&files.kernel),
-        initrd: place(&files.initrd),
-        cmdline: place(files.cmdline.as_bytes()),
-    };
+    }
     memory
         .write_slice(&staging.encode(), GuestAddress(STAGING_START))
         .expect("the window is mapped");
