@@ -32,6 +32,12 @@ const KERNEL: u64 = abi::STAGING_START + abi::PAGE;
 /// Least memory of a confidential guest, in MiB: Linux sets 64 MiB of it apart for what devices may see.
 pub const MIN_MEMORY_MIB: u64 = 256;
 
+/// Most memory of a confidential guest, in MiB: what stage0's measured page tables map.
+pub const MAX_MEMORY_MIB: u64 = abi::MAX_RAM >> 20;
+
+/// The address bit that encrypts, in stage0's measured page tables.
+pub const ENCRYPTION_BIT: u8 = 51;
+
 /// Why a guest can't be launched, or its launch not be predicted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

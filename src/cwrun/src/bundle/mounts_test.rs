@@ -184,7 +184,7 @@ fn a_guest_may_be_denied_directories() {
     let error = place(Path::new("/"), &mounts(value), Sharing::Deny).unwrap_err();
     assert_eq!(
         format!("{error:#}"),
-        "config.json: mounts[0]: source: / on /data is a directory, and the annotation io.cwrun.volumes says that none may be shared with this guest"
+        "config.json: mounts[0]: source: / on /data is a directory, and none may be shared with this guest (annotation io.cwrun.volumes is \"deny\", or it is confidential)"
     );
 }
 

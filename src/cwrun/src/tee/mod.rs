@@ -153,10 +153,10 @@ pub fn start(
             evidence: None,
         });
     };
+    let (least, most) = (confidential::MIN_MEMORY_MIB, confidential::MAX_MEMORY_MIB);
     ensure!(
-        memory_mib >= confidential::MIN_MEMORY_MIB,
-        "{memory_mib} MiB is too little memory for a confidential guest, which needs at least {} MiB",
-        confidential::MIN_MEMORY_MIB
+        (least..=most).contains(&memory_mib),
+        "a confidential guest has between {least} and {most} MiB of memory, not {memory_mib} MiB"
     );
     let files = BootFiles::new(open("bzImage")?, open("initrd")?)?;
     let host_data: [u8; 32] = Sha256::digest(workload.to_bytes()).into();
@@ -194,6 +194,12 @@ pub fn start(
 
 /// What the firmware is asked for.
 fn snp(settings: &TeeSettings, host_data: [u8; 32]) -> Result<Snp> {
+    let bit = host::support()?.encryption_bit;
+    ensure!(
+        bit == confidential::ENCRYPTION_BIT,
+        "this processor encrypts by address bit {bit}, and guests are built for bit {}",
+        confidential::ENCRYPTION_BIT
+    );
     let policy = settings.policy.bits();
     check_policy(policy, host::traits()).context("cwrun.toml: tee.policy")?;
     Ok(Snp {
