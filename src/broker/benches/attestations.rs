@@ -17,8 +17,15 @@ use harness::{Place, registration};
 use serde_json::json;
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let number = |at: usize, default: u64| arguments.get(at).map_or(default, |text| text.parse().expect("a number"));
+    let arguments: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| argument != "--bench")
+        .collect();
+    let number = |at: usize, default: u64| {
+        arguments
+            .get(at)
+            .map_or(default, |text| text.parse().expect("a number"))
+    };
     let (seconds, clients) = (number(0, 10), number(1, 4));
     let place = Place::lax();
     let broker = place.serve();
@@ -41,7 +48,10 @@ fn main() {
             })
         })
         .collect();
-    let mut latencies: Vec<Duration> = threads.into_iter().flat_map(|thread| thread.join().expect("a client")).collect();
+    let mut latencies: Vec<Duration> = threads
+        .into_iter()
+        .flat_map(|thread| thread.join().expect("a client"))
+        .collect();
     let elapsed = start.elapsed();
     latencies.sort();
     let milliseconds = |part: usize| latencies[(latencies.len() - 1) * part / 100].as_secs_f64() * 1e3;

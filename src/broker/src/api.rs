@@ -137,7 +137,12 @@ impl Refusal {
     }
 
     fn method(allowed: &str) -> Self {
-        Self::new(405, "InvalidRequestPath", "request", format!("only {allowed} is allowed here"))
+        Self::new(
+            405,
+            "InvalidRequestPath",
+            "request",
+            format!("only {allowed} is allowed here"),
+        )
     }
 
     /// The broker itself is at fault; the log of the process says how.
@@ -157,7 +162,9 @@ impl Refusal {
 
     pub(crate) fn of_session(error: session::Error) -> Self {
         match error {
-            session::Error::Full | session::Error::Random => Self::new(503, "AttestationError", "session", error),
+            session::Error::Full | session::Error::Random => {
+                Self::new(503, "AttestationError", "session", error)
+            }
             session::Error::Spent => Self::new(401, "AttestationError", "nonce", error),
             _ => Self::new(401, "TokenNotFound", "session", error),
         }
@@ -200,7 +207,10 @@ impl Refusal {
         Reply::json(
             self.status,
             &ErrorInformation {
-                error_type: format!("https://github.com/confidential-containers/kbs/errors/{}", self.kind),
+                error_type: format!(
+                    "https://github.com/confidential-containers/kbs/errors/{}",
+                    self.kind
+                ),
                 detail,
             },
         )
@@ -346,11 +356,17 @@ impl Broker {
 
     fn auth_session(&self, call: &Call) -> Result<Reply, Refusal> {
         let request: protocol::Request = parse(call.body)?;
-        if self.mkcw.enabled && let Some(workload) = mkcw::workload_of(&request) {
+        if self.mkcw.enabled
+            && let Some(workload) = mkcw::workload_of(&request)
+        {
             return self.auth_mkcw(call, &request, workload);
         }
         if request.version != protocol::VERSION {
-            let detail = format!("the client speaks version {:.20?} of the protocol, and this broker {}", request.version, protocol::VERSION);
+            let version = protocol::shown(&request.version);
+            let detail = format!(
+                "the client speaks version {version} of the protocol, and this broker {}",
+                protocol::VERSION
+            );
             return Err(Refusal::new(401, "AttestationError", "request", detail));
         }
         let tee = self.tee(&request.tee)?;
@@ -366,7 +382,12 @@ impl Broker {
         Ok(Reply::json(200, &challenge).with_cookie(protocol::COOKIE, &opened.cookie))
     }
 
-    fn auth_mkcw(&self, call: &Call, request: &protocol::Request, workload: String) -> Result<Reply, Refusal> {
+    fn auth_mkcw(
+        &self,
+        call: &Call,
+        request: &protocol::Request,
+        workload: String,
+    ) -> Result<Reply, Refusal> {
         let tee = self.tee(&request.tee)?;
         let asked = Asked {
             tee,
@@ -385,8 +406,14 @@ impl Broker {
 
     /// The TEE of a name, if this broker accepts it.
     fn tee(&self, name: &str) -> Result<Tee, Refusal> {
-        let tee = Tee::of_name(name)
-            .ok_or_else(|| Refusal::new(401, "AttestationError", "tee", format!("TEE {name:.40?} is not supported")))?;
+        let tee = Tee::of_name(name).ok_or_else(|| {
+            Refusal::new(
+                401,
+                "AttestationError",
+                "tee",
+                format!("TEE {} is not supported", protocol::shown(name)),
+            )
+        })?;
         self.appraiser.accepts(tee).map_err(Refusal::of_evidence)?;
         Ok(tee)
     }
@@ -397,32 +424,58 @@ impl Broker {
         subject.session = id.as_ref().ok();
         let result = match &id {
             Ok(id) => self.attest_session(call, id, &mut subject),
-            Err(_) => Err(Refusal::new(401, "AttestationError", "session", "the request has no session cookie")),
+            Err(_) => Err(Refusal::new(
+                401,
+                "AttestationError",
+                "session",
+                "the request has no session cookie",
+            )),
         };
         self.log("attest", call, &subject, Outcome::Accepted, result)
     }
 
-    fn attest_session<'a>(&self, call: &Call, id: &'a SessionId, subject: &mut Subject<'a>) -> Result<Reply, Refusal> {
-        let challenge = self.sessions.take_challenge(id, Instant::now()).map_err(Refusal::of_session)?;
+    fn attest_session<'a>(
+        &self,
+        call: &Call,
+        id: &'a SessionId,
+        subject: &mut Subject<'a>,
+    ) -> Result<Reply, Refusal> {
+        let challenge = self
+            .sessions
+            .take_challenge(id, Instant::now())
+            .map_err(Refusal::of_session)?;
         subject.tee = Some(challenge.request.tee);
         if challenge.request.workload.is_some() {
             return self.attest_mkcw(call, id, challenge, subject);
         }
         let attestation: protocol::Attestation = parse(call.body)?;
         if attestation.runtime_data.nonce != challenge.nonce {
-            return Err(Refusal::new(401, "AttestationError", "nonce", "the nonce is not this session's"));
+            return Err(Refusal::new(
+                401,
+                "AttestationError",
+                "nonce",
+                "the nonce is not this session's",
+            ));
         }
         if !matches!(attestation.tee_evidence.additional_evidence.as_str(), "" | "{}") {
-            return Err(Refusal::new(401, "AttestationError", "evidence", "evidence of additional devices is not supported"));
+            return Err(Refusal::new(
+                401,
+                "AttestationError",
+                "evidence",
+                "evidence of additional devices is not supported",
+            ));
         }
         let pubkey = &attestation.runtime_data.tee_pubkey;
-        let key = EncryptionKey::parse(pubkey).map_err(|error| Refusal::new(401, "AttestationError", "tee-pubkey", error))?;
+        let key = EncryptionKey::parse(pubkey)
+            .map_err(|error| Refusal::new(401, "AttestationError", "tee-pubkey", error))?;
         let evidence = self
             .appraiser
             .verify_json(
                 challenge.request.tee,
                 &attestation.tee_evidence.primary_evidence,
-                &attestation.runtime_data.report_data(&attestation.tee_evidence.additional_evidence),
+                &attestation
+                    .runtime_data
+                    .report_data(&attestation.tee_evidence.additional_evidence),
             )
             .map_err(Refusal::of_evidence)?;
         subject.launch_digest = Some(evidence.launch_digest());
@@ -432,7 +485,9 @@ impl Broker {
             key: GuestKey::Jwe(key),
             asked: challenge.request,
         };
-        self.sessions.attest(id, attested, Instant::now()).map_err(Refusal::of_session)?;
+        self.sessions
+            .attest(id, attested, Instant::now())
+            .map_err(Refusal::of_session)?;
         Ok(Reply::json(200, &protocol::AttestationToken { token }))
     }
 
@@ -446,10 +501,16 @@ impl Broker {
         let attestation: mkcw::Attestation = parse(call.body)?;
         let workload = challenge.request.workload.clone().unwrap_or_default();
         subject.resource = Some(workload.clone());
-        let (key, report) = attestation.open().map_err(|error| Refusal::new(401, "AttestationError", "evidence", error))?;
+        let (key, report) = attestation
+            .open()
+            .map_err(|error| Refusal::new(401, "AttestationError", "evidence", error))?;
         let evidence = self
             .appraiser
-            .verify_report(challenge.request.tee, &report, &[attestation.report_data(&challenge.nonce)])
+            .verify_report(
+                challenge.request.tee,
+                &report,
+                &[attestation.report_data(&challenge.nonce)],
+            )
             .map_err(Refusal::of_evidence)?;
         subject.launch_digest = Some(evidence.launch_digest());
         // This dialect's clients give up here, not when they ask for the key.
@@ -460,7 +521,9 @@ impl Broker {
             key: GuestKey::Pkcs1(key),
             asked: challenge.request,
         };
-        self.sessions.attest(id, attested, Instant::now()).map_err(Refusal::of_session)?;
+        self.sessions
+            .attest(id, attested, Instant::now())
+            .map_err(Refusal::of_session)?;
         Ok(Reply::empty(200))
     }
 
@@ -479,15 +542,29 @@ impl Broker {
     }
 
     fn resource(&self, call: &Call) -> Result<Reply, Refusal> {
-        let path = call.path.strip_prefix("/kbs/v0/resource/").and_then(ResourcePath::parse).ok_or_else(|| {
-            Refusal::new(404, "InvalidRequestPath", "request", "a resource's path is <repository>/<type>/<tag>")
-        })?;
+        let path = call
+            .path
+            .strip_prefix("/kbs/v0/resource/")
+            .and_then(ResourcePath::parse)
+            .ok_or_else(|| {
+                Refusal::new(
+                    404,
+                    "InvalidRequestPath",
+                    "request",
+                    "a resource's path is <repository>/<type>/<tag>",
+                )
+            })?;
         self.release(call, &path, |secret, key| match key {
             GuestKey::Jwe(key) => key
                 .encrypt(secret.as_bytes())
                 .map(|jwe| Reply::json(200, &jwe))
                 .map_err(|error| Refusal::new(401, "JweError", "jwe", error)),
-            GuestKey::Pkcs1(_) => Err(Refusal::new(403, "PolicyDeny", "session", "sessions of the older dialect get keys at /kbs/v0/key")),
+            GuestKey::Pkcs1(_) => Err(Refusal::new(
+                403,
+                "PolicyDeny",
+                "session",
+                "sessions of the older dialect get keys at /kbs/v0/key",
+            )),
         })
     }
 
@@ -499,7 +576,12 @@ impl Broker {
             GuestKey::Pkcs1(key) => mkcw::encrypt(key, secret.as_bytes())
                 .map(|text| Reply::json(200, &text))
                 .map_err(|error| Refusal::new(401, "JweError", "key", error)),
-            GuestKey::Jwe(_) => Err(Refusal::new(403, "PolicyDeny", "session", "sessions of the KBS protocol get resources at /kbs/v0/resource")),
+            GuestKey::Jwe(_) => Err(Refusal::new(
+                403,
+                "PolicyDeny",
+                "session",
+                "sessions of the KBS protocol get resources at /kbs/v0/resource",
+            )),
         })
     }
 
@@ -516,20 +598,36 @@ impl Broker {
         };
         let id = self.session(call);
         subject.session = id.as_ref().ok();
-        let result = id.as_ref().map_err(|error| Refusal::of_session(*error)).and_then(|id| {
-            let attested = self.sessions.attested(id, Instant::now()).map_err(Refusal::of_session)?;
-            subject.tee = Some(attested.asked.tee);
-            subject.launch_digest = Some(attested.evidence.launch_digest());
-            if attested.asked.workload.as_ref().is_some_and(|workload| *workload != path.repository) {
-                return Err(Refusal::new(403, "PolicyDeny", "session", "the session is of another workload"));
-            }
-            let registration = self.registration(&path.repository)?;
-            let secret = registration
-                .resource(path)
-                .ok_or_else(|| Refusal::not_found(format!("there is no resource {path}")))?;
-            self.decide(&registration, &attested.evidence)?;
-            encrypt(secret, &attested.key)
-        });
+        let result = id
+            .as_ref()
+            .map_err(|error| Refusal::of_session(*error))
+            .and_then(|id| {
+                let attested = self
+                    .sessions
+                    .attested(id, Instant::now())
+                    .map_err(Refusal::of_session)?;
+                subject.tee = Some(attested.asked.tee);
+                subject.launch_digest = Some(attested.evidence.launch_digest());
+                if attested
+                    .asked
+                    .workload
+                    .as_ref()
+                    .is_some_and(|workload| *workload != path.repository)
+                {
+                    return Err(Refusal::new(
+                        403,
+                        "PolicyDeny",
+                        "session",
+                        "the session is of another workload",
+                    ));
+                }
+                let registration = self.registration(&path.repository)?;
+                let secret = registration
+                    .resource(path)
+                    .ok_or_else(|| Refusal::not_found(format!("there is no resource {path}")))?;
+                self.decide(&registration, &attested.evidence)?;
+                encrypt(secret, &attested.key)
+            });
         self.log("resource", call, &subject, Outcome::Released, result)
     }
 
@@ -553,7 +651,10 @@ impl Broker {
     /// The session of a cookie or of a token.
     fn session(&self, call: &Call) -> Result<SessionId, session::Error> {
         if let Some(token) = call.authorization.and_then(|value| value.strip_prefix("Bearer ")) {
-            return self.tokens.check(token, seconds_since_epoch()).ok_or(session::Error::Unknown);
+            return self
+                .tokens
+                .check(token, seconds_since_epoch())
+                .ok_or(session::Error::Unknown);
         }
         session_of_cookie(call)
     }
@@ -577,14 +678,18 @@ impl Broker {
             ("PUT", _, true) => self.log("admin", call, &subject, Outcome::Changed, self.register(call, id)),
             ("DELETE", _, true) => self.log("admin", call, &subject, Outcome::Changed, self.unregister(id)),
             ("GET", _, true) => Ok(Reply::json(200, &self.registration(id)?.summary())),
-            ("GET" | "PUT" | "DELETE", ..) => Err(Refusal::not_found("a workload's path is /admin/v0/workloads/<id>")),
+            ("GET" | "PUT" | "DELETE", ..) => Err(Refusal::not_found(
+                "a workload's path is /admin/v0/workloads/<id>",
+            )),
             _ => Err(Refusal::method("GET, POST, PUT or DELETE")),
         }
     }
 
     fn check_admin(&self, call: &Call) -> Result<(), Refusal> {
         let refusal = |detail| Refusal::new(401, "AdminAuth", "admin-token", detail);
-        let expected = self.admin.ok_or_else(|| refusal("this broker has no admin token"))?;
+        let expected = self
+            .admin
+            .ok_or_else(|| refusal("this broker has no admin token"))?;
         let token = call
             .authorization
             .and_then(|value| value.strip_prefix("Bearer "))
@@ -600,7 +705,12 @@ impl Broker {
     fn register(&self, call: &Call, id: &str) -> Result<Reply, Refusal> {
         let registration = registration_of(call)?;
         if registration.id != id {
-            return Err(Refusal::new(400, "SerdeError", "registration", "id should be the one in the path"));
+            return Err(Refusal::new(
+                400,
+                "SerdeError",
+                "registration",
+                "id should be the one in the path",
+            ));
         }
         let json = serialized(&registration)?;
         let new = self.store.put(id, &json).map_err(Refusal::of_store)?;
@@ -619,10 +729,19 @@ impl Broker {
 
     fn put_new(&self, registration: &Registration) -> Result<(), Refusal> {
         let json = serialized(registration)?;
-        if self.store.put_new(&registration.id, &json).map_err(Refusal::of_store)? {
+        if self
+            .store
+            .put_new(&registration.id, &json)
+            .map_err(Refusal::of_store)?
+        {
             Ok(())
         } else {
-            Err(Refusal::new(409, "AdminAuth", "registration", "a workload of this id is registered already"))
+            Err(Refusal::new(
+                409,
+                "AdminAuth",
+                "registration",
+                "a workload of this id is registered already",
+            ))
         }
     }
 
@@ -637,24 +756,22 @@ impl Broker {
     /// `POST /kbs/v0/register_workload`: with the admin token, or without if that is allowed and the id is new.
     fn register_workload(&self, call: &Call) -> Result<Reply, Refusal> {
         let mut subject = Subject::default();
-        let result = (|| {
-            let admin = self.check_admin(call);
-            if !self.mkcw.open_registration {
-                admin.as_ref().map_err(|refusal| Refusal::new(401, refusal.kind, "admin-token", &refusal.detail))?;
-            }
-            let workload: mkcw::Workload = parse(call.body)?;
-            let registration = workload
-                .registration()
-                .map_err(|error| Refusal::new(400, "SerdeError", "registration", error))?;
-            subject.resource = Some(registration.id.clone());
-            if admin.is_ok() {
-                let json = serialized(&registration)?;
-                self.store.put(&registration.id, &json).map_err(Refusal::of_store)?;
-            } else {
-                self.put_new(&registration)?;
-            }
-            Ok(Reply::empty(200))
-        })();
+        let result = match self.check_admin(call) {
+            Err(refusal) if !self.mkcw.open_registration => Err(refusal),
+            admin => mkcw_registration_of(call).and_then(|registration| {
+                subject.resource = Some(registration.id.clone());
+                match admin {
+                    Ok(()) => {
+                        let json = serialized(&registration)?;
+                        self.store
+                            .put(&registration.id, &json)
+                            .map_err(Refusal::of_store)?;
+                    }
+                    Err(_) => self.put_new(&registration)?,
+                }
+                Ok(Reply::empty(200))
+            }),
+        };
         self.log("admin", call, &subject, Outcome::Changed, result)
     }
 
@@ -686,12 +803,18 @@ impl Broker {
             Outcome::Changed => "changed",
             Outcome::Refused => "refused",
         };
-        self.metrics.verdict(event, outcome, verdict.clause.unwrap_or_default());
+        self.metrics
+            .verdict(event, outcome, verdict.clause.unwrap_or_default());
         let written = self.verdicts.write(&verdict);
         match (result, written) {
             (Ok(_), Err(error)) => {
                 tracing::error!("cannot write the verdict log, so nothing is given: {error}");
-                Err(Refusal::new(503, "PluginInternalError", "broker", "the broker can't log its verdict"))
+                Err(Refusal::new(
+                    503,
+                    "PluginInternalError",
+                    "broker",
+                    "the broker can't log its verdict",
+                ))
             }
             (result, _) => result,
         }
@@ -707,8 +830,17 @@ fn registration_of(call: &Call) -> Result<Registration, Refusal> {
     Registration::parse(call.body).map_err(|error| Refusal::new(400, "SerdeError", "registration", error))
 }
 
+fn mkcw_registration_of(call: &Call) -> Result<Registration, Refusal> {
+    let workload: mkcw::Workload = parse(call.body)?;
+    workload
+        .registration()
+        .map_err(|error| Refusal::new(400, "SerdeError", "registration", error))
+}
+
 fn serialized(registration: &Registration) -> Result<zeroize::Zeroizing<Vec<u8>>, Refusal> {
-    serde_json::to_vec(registration).map(zeroize::Zeroizing::new).map_err(Refusal::internal)
+    serde_json::to_vec(registration)
+        .map(zeroize::Zeroizing::new)
+        .map_err(Refusal::internal)
 }
 
 fn session_of_cookie(call: &Call) -> Result<SessionId, session::Error> {

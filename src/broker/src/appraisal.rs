@@ -103,7 +103,11 @@ impl PolicyFile {
     /// The policy of a registration: strict where nothing is said.
     fn of_registration(registration: &Registration, evidence: &Evidence) -> AppraisalPolicy {
         let own = &registration.policy;
-        let registered: BTreeSet<_> = registration.launch_digests.values().map(|digest| LaunchDigest(digest.0)).collect();
+        let registered: BTreeSet<_> = registration
+            .launch_digests
+            .values()
+            .map(|digest| LaunchDigest(digest.0))
+            .collect();
         let host_data = match registration.host_data {
             Some(host_data) => HostData(host_data.0),
             // The older dialect has none: there, the launch digest covers the workload.
@@ -120,8 +124,14 @@ impl PolicyFile {
     fn policy(&self, lax: bool, evidence: &Evidence) -> AppraisalPolicy {
         let report = &evidence.report;
         AppraisalPolicy {
-            launch_digests: self.launch_digests.clone().unwrap_or_else(|| BTreeSet::from([report.measurement()])),
-            host_data: self.host_data.clone().unwrap_or_else(|| BTreeSet::from([report.host_data()])),
+            launch_digests: self
+                .launch_digests
+                .clone()
+                .unwrap_or_else(|| BTreeSet::from([report.measurement()])),
+            host_data: self
+                .host_data
+                .clone()
+                .unwrap_or_else(|| BTreeSet::from([report.host_data()])),
             processors: self
                 .processors
                 .clone()
@@ -216,11 +226,15 @@ impl Appraiser {
     /// As the configuration says. `runtime` is where AMD's service is asked.
     pub fn new(config: &config::Evidence, runtime: Handle) -> Result<Self, Error> {
         let roots = config.kds_roots.as_deref();
-        let vceks = VcekSource::new(config.vcek_cache.as_deref(), config.kds_url.as_deref(), roots, runtime).map_err(|source| {
-            Error::Read {
-                path: roots.unwrap_or(Path::new("/")).to_path_buf(),
-                source,
-            }
+        let vceks = VcekSource::new(
+            config.vcek_cache.as_deref(),
+            config.kds_url.as_deref(),
+            roots,
+            runtime,
+        )
+        .map_err(|source| Error::Read {
+            path: roots.unwrap_or(Path::new("/")).to_path_buf(),
+            source,
         })?;
         for path in config.revocation_lists.values() {
             read_list(path)?;
@@ -245,7 +259,8 @@ impl Appraiser {
 
     /// Takes evidence as trustee's clients send it, whose REPORT_DATA should be one of `expected`.
     pub fn verify_json(&self, tee: Tee, evidence: &Value, expected: &[[u8; 64]]) -> Result<Genuine, Refused> {
-        let parsed = Evidence::from_json(evidence.to_string().as_bytes()).map_err(tee::appraise::Refused::from)?;
+        let parsed =
+            Evidence::from_json(evidence.to_string().as_bytes()).map_err(tee::appraise::Refused::from)?;
         self.verify(tee, parsed, expected)
     }
 
@@ -265,7 +280,11 @@ impl Appraiser {
                 detail: "REPORT_DATA is not what this session asked for".into(),
             });
         }
-        let fetched = if evidence.chain.vek.is_none() { self.complete(tee, &mut evidence)? } else { None };
+        let fetched = if evidence.chain.vek.is_none() {
+            self.complete(tee, &mut evidence)?
+        } else {
+            None
+        };
         let context = context(tee, report_data, &[])?;
         let accepted = verify(&evidence, &context)?;
         if let Some(path) = self.lists.get(&accepted.key.cpu).filter(|_| tee == Tee::Snp) {
@@ -273,7 +292,13 @@ impl Appraiser {
                 clause: "revocation",
                 detail: error.to_string(),
             })?];
-            verify(&evidence, &Context { lists: &lists, ..context })?;
+            verify(
+                &evidence,
+                &Context {
+                    lists: &lists,
+                    ..context
+                },
+            )?;
         }
         if let Some(der) = fetched {
             self.vceks.keep(&evidence.report, &der);
@@ -295,12 +320,18 @@ impl Appraiser {
             clause: "vcek",
             detail: error.to_string(),
         })?;
-        evidence.chain.vek = Some(Certificate::from_either(&der, Link::Vek).map_err(tee::appraise::Refused::from)?);
+        evidence.chain.vek =
+            Some(Certificate::from_either(&der, Link::Vek).map_err(tee::appraise::Refused::from)?);
         Ok(Some(der))
     }
 
     /// Whether the policy of a registration and those of files accept evidence.
-    pub fn decide(&self, genuine: &Genuine, registration: &Registration, files: &[PolicyFile]) -> Result<(), Refused> {
+    pub fn decide(
+        &self,
+        genuine: &Genuine,
+        registration: &Registration,
+        files: &[PolicyFile],
+    ) -> Result<(), Refused> {
         let evidence = &genuine.evidence;
         let context = context(genuine.tee, genuine.report_data, &[])?;
         let own = PolicyFile::of_registration(registration, evidence);
@@ -312,10 +343,12 @@ impl Appraiser {
 }
 
 fn context(tee: Tee, report_data: ReportData, lists: &[RevocationList]) -> Result<Context<'_>, Refused> {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_err(|_| Refused {
-        clause: "time",
-        detail: "this machine's clock is before 1970".into(),
-    })?;
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_err(|_| Refused {
+            clause: "time",
+            detail: "this machine's clock is before 1970".into(),
+        })?;
     Ok(Context {
         roots: tee.roots(),
         now: UnixTime(now.as_secs()),

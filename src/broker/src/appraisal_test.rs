@@ -49,8 +49,13 @@ fn file(text: &str) -> PolicyFile {
 /// The clause by which a guest is refused.
 fn decided(guest: &Guest, registration: &Registration, files: &[PolicyFile]) -> Option<&'static str> {
     let (_runtime, appraiser) = appraiser(true);
-    let genuine = appraiser.verify_json(Tee::Sim, &evidence(guest), &[EXPECTED]).unwrap();
-    appraiser.decide(&genuine, registration, files).err().map(|refused| refused.clause)
+    let genuine = appraiser
+        .verify_json(Tee::Sim, &evidence(guest), &[EXPECTED])
+        .unwrap();
+    appraiser
+        .decide(&genuine, registration, files)
+        .err()
+        .map(|refused| refused.clause)
 }
 
 #[test]
@@ -65,12 +70,24 @@ fn each_clause_refuses_by_its_name() {
         change(&mut registration);
         decided(&guest(), &registration, &[])
     };
-    assert_eq!(with(|r| r.launch_digests = [(1, Hex([9; 48]))].into()), Some("launch-digest"));
+    assert_eq!(
+        with(|r| r.launch_digests = [(1, Hex([9; 48]))].into()),
+        Some("launch-digest")
+    );
     assert_eq!(with(|r| r.host_data = Some(Hex([9; 32]))), Some("host-data"));
-    assert_eq!(with(|r| r.policy = file("[minimum_tcb.genoa]\nsnp = 24")), Some("minimum-tcb"));
+    assert_eq!(
+        with(|r| r.policy = file("[minimum_tcb.genoa]\nsnp = 24")),
+        Some("minimum-tcb")
+    );
     assert_eq!(with(|r| r.policy = file("[minimum_tcb.genoa]\nsnp = 23")), None);
-    assert_eq!(with(|r| r.policy = file("processors = [\"milan\"]")), Some("processor"));
-    assert_eq!(with(|r| r.policy = file("require_platform = [\"ecc\"]")), Some("platform"));
+    assert_eq!(
+        with(|r| r.policy = file("processors = [\"milan\"]")),
+        Some("processor")
+    );
+    assert_eq!(
+        with(|r| r.policy = file("require_platform = [\"ecc\"]")),
+        Some("platform")
+    );
     let with = |flag| Guest {
         policy: guest().policy.with(flag),
         ..guest()
@@ -88,29 +105,58 @@ fn a_policy_file_only_makes_it_stricter() {
         measurement: LaunchDigest([9; 48]),
         ..guest()
     };
-    let generous = file(&format!("launch_digests = [\"{}\"]\nallow_debug = true", LaunchDigest([9; 48])));
-    assert_eq!(decided(&stranger, &registration(), std::slice::from_ref(&generous)), Some("launch-digest"));
-    assert_eq!(decided(&guest(), &registration(), &[generous]), Some("launch-digest"), "the file objects");
+    let generous = file(&format!(
+        "launch_digests = [\"{}\"]\nallow_debug = true",
+        LaunchDigest([9; 48])
+    ));
+    assert_eq!(
+        decided(&stranger, &registration(), std::slice::from_ref(&generous)),
+        Some("launch-digest")
+    );
+    assert_eq!(
+        decided(&guest(), &registration(), &[generous]),
+        Some("launch-digest"),
+        "the file objects"
+    );
     assert_eq!(decided(&guest(), &registration(), &[file("")]), None);
-    assert_eq!(decided(&guest(), &registration(), &[file(""), file("[minimum_tcb.genoa]\nsnp = 99")]), Some("minimum-tcb"));
+    assert_eq!(
+        decided(
+            &guest(),
+            &registration(),
+            &[file(""), file("[minimum_tcb.genoa]\nsnp = 99")]
+        ),
+        Some("minimum-tcb")
+    );
 }
 
 #[test]
 fn evidence_of_another_session_is_refused() {
     let (_runtime, appraiser) = appraiser(true);
-    let refused = appraiser.verify_json(Tee::Sim, &evidence(&guest()), &[[6; 64]]).err().unwrap();
+    let refused = appraiser
+        .verify_json(Tee::Sim, &evidence(&guest()), &[[6; 64]])
+        .err()
+        .unwrap();
     assert_eq!(refused.clause, "report-data");
 }
 
 #[test]
 fn the_software_tee_needs_permission_and_never_passes_for_a_real_one() {
     let (_runtime, strict) = appraiser(false);
-    let refused = strict.verify_json(Tee::Sim, &evidence(&guest()), &[EXPECTED]).err().unwrap();
+    let refused = strict
+        .verify_json(Tee::Sim, &evidence(&guest()), &[EXPECTED])
+        .err()
+        .unwrap();
     assert_eq!(refused.clause, "tee");
-    let refused = strict.verify_json(Tee::Snp, &evidence(&guest()), &[EXPECTED]).err().unwrap();
+    let refused = strict
+        .verify_json(Tee::Snp, &evidence(&guest()), &[EXPECTED])
+        .err()
+        .unwrap();
     assert_eq!(refused.clause, "root");
     let (_runtime, lax) = appraiser(true);
-    let refused = lax.verify_json(Tee::Snp, &evidence(&guest()), &[EXPECTED]).err().unwrap();
+    let refused = lax
+        .verify_json(Tee::Snp, &evidence(&guest()), &[EXPECTED])
+        .err()
+        .unwrap();
     assert_eq!(refused.clause, "root");
 }
 
@@ -122,7 +168,10 @@ fn an_altered_report_is_refused() {
     let altered = text.replacen(&zeros, &zeros.replacen('2', "3", 1), 1);
     assert_ne!(altered, text);
     let altered = serde_json::from_str(&altered).unwrap();
-    let refused = appraiser.verify_json(Tee::Sim, &altered, &[EXPECTED]).err().unwrap();
+    let refused = appraiser
+        .verify_json(Tee::Sim, &altered, &[EXPECTED])
+        .err()
+        .unwrap();
     assert_eq!(refused.clause, "signature");
 }
 
@@ -130,9 +179,15 @@ fn an_altered_report_is_refused() {
 fn a_real_report_without_its_certificate_says_what_is_missing() {
     let (_runtime, appraiser) = appraiser(true);
     let report = guest().attest(ReportData(EXPECTED)).report;
-    let refused = appraiser.verify_report(Tee::Snp, report.bytes(), &[EXPECTED]).err().unwrap();
+    let refused = appraiser
+        .verify_report(Tee::Snp, report.bytes(), &[EXPECTED])
+        .err()
+        .unwrap();
     assert_eq!(refused.clause, "vcek");
-    assert_eq!(refused.detail, "the report came without a VCEK, and it is not in the cache");
+    assert_eq!(
+        refused.detail,
+        "the report came without a VCEK, and it is not in the cache"
+    );
 }
 
 #[test]
@@ -144,7 +199,12 @@ fn a_wrong_revocation_list_stops_the_broker_at_its_start() {
         ..config::Evidence::default()
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let new = |config| Appraiser::new(&config, runtime.handle().clone()).err().unwrap().to_string();
+    let new = |config| {
+        Appraiser::new(&config, runtime.handle().clone())
+            .err()
+            .unwrap()
+            .to_string()
+    };
     assert!(new(config(path.clone())).starts_with("cannot read"));
     std::fs::write(&path, "no list").unwrap();
     assert!(new(config(path)).contains("is not a revocation list"));

@@ -207,7 +207,8 @@ impl Config {
             field,
             source: Box::new(source),
         };
-        let deserializer = toml::Deserializer::parse(text).map_err(|source| parse("syntax".into(), source))?;
+        let deserializer =
+            toml::Deserializer::parse(text).map_err(|source| parse("syntax".into(), source))?;
         let config: Self = serde_path_to_error::deserialize(deserializer).map_err(|error| {
             let field = error.path().to_string();
             parse(field, error.into_inner())
@@ -221,13 +222,18 @@ impl Config {
 
     fn check(&self) -> Result<(), &'static str> {
         let (sessions, limits) = (&self.sessions, &self.limits);
-        if sessions.nonce_seconds == 0 || sessions.seconds == 0 || sessions.total == 0 || sessions.per_client == 0 {
+        if sessions.nonce_seconds == 0
+            || sessions.seconds == 0
+            || sessions.total == 0
+            || sessions.per_client == 0
+        {
             return Err("every value of [sessions] should be at least 1");
         }
         if limits.connections == 0 || limits.requests_per_second == 0 || limits.burst == 0 {
             return Err("every value of [limits] should be at least 1");
         }
-        if !(1 << 12..=16 << 20).contains(&limits.body) || !(1 << 12..=1 << 20).contains(&limits.registration) {
+        if !(1 << 12..=16 << 20).contains(&limits.body) || !(1 << 12..=1 << 20).contains(&limits.registration)
+        {
             return Err("limits.body should be 4 KiB to 16 MiB, and limits.registration 4 KiB to 1 MiB");
         }
         if !(1..=600).contains(&limits.read_seconds) || !(1..=86_400).contains(&limits.connection_seconds) {
@@ -240,9 +246,9 @@ impl Config {
             Some(url) if !url.starts_with("http://") && !url.starts_with("https://") => {
                 Err("evidence.kds_url should begin with https:// or http://")
             }
-            Some(url) if url.starts_with("https://") && self.evidence.kds_roots.is_none() => {
-                Err("evidence.kds_url with https:// needs evidence.kds_roots, a PEM file with the roots to trust")
-            }
+            Some(url) if url.starts_with("https://") && self.evidence.kds_roots.is_none() => Err(
+                "evidence.kds_url with https:// needs evidence.kds_roots, a PEM file with the roots to trust",
+            ),
             _ => Ok(()),
         }
     }
@@ -281,7 +287,9 @@ mod tests {
         let all: String = text
             .lines()
             .map(|line| match line.strip_prefix('#') {
-                Some(key) if key.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') => format!("{key}\n"),
+                Some(key) if key.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') => {
+                    format!("{key}\n")
+                }
                 _ => format!("{line}\n"),
             })
             .collect();
@@ -299,9 +307,18 @@ mod tests {
             ("listen = \"x\"", "broker.toml: listen: "),
             ("[sessions]\ntotal = 0", "broker.toml: every value of [sessions]"),
             ("[limits]\nbody = 1", "broker.toml: limits.body"),
-            ("[mkcw]\nopen_registration = true", "broker.toml: mkcw.open_registration needs"),
-            ("[evidence]\nkds_url = \"ftp://x\"", "broker.toml: evidence.kds_url should"),
-            ("[evidence]\nkds_url = \"https://x\"", "broker.toml: evidence.kds_url with https"),
+            (
+                "[mkcw]\nopen_registration = true",
+                "broker.toml: mkcw.open_registration needs",
+            ),
+            (
+                "[evidence]\nkds_url = \"ftp://x\"",
+                "broker.toml: evidence.kds_url should",
+            ),
+            (
+                "[evidence]\nkds_url = \"https://x\"",
+                "broker.toml: evidence.kds_url with https",
+            ),
             ("admin_token_sha256 = \"x\"", "broker.toml: admin_token_sha256: "),
             ("= 1", "broker.toml: syntax: "),
         ] {

@@ -19,7 +19,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use crate::protocol::TeePublicKey;
+use crate::protocol::{TeePublicKey, shown};
 
 const ECDH_ES_A256KW: &str = "ECDH-ES+A256KW";
 const RSA_OAEP_256: &str = "RSA-OAEP-256";
@@ -68,12 +68,16 @@ impl EncryptionKey {
     /// Takes a key that somebody sent.
     pub fn parse(key: &TeePublicKey) -> Result<Self, Error> {
         match key {
-            TeePublicKey::EC { crv, alg, x, y } if crv == "P-256" && alg == ECDH_ES_A256KW => parse_point(x, y),
+            TeePublicKey::EC { crv, alg, x, y } if crv == "P-256" && alg == ECDH_ES_A256KW => {
+                parse_point(x, y)
+            }
             TeePublicKey::RSA { alg, n, e } if alg == RSA_OAEP_256 => Ok(Self::Rsa(parse_rsa(
                 &URL_SAFE_NO_PAD.decode(n).map_err(|_| Error::Rsa)?,
                 &URL_SAFE_NO_PAD.decode(e).map_err(|_| Error::Rsa)?,
             )?)),
-            TeePublicKey::EC { crv, alg, .. } => Err(Error::Algorithm(format!("{} with EC {}", shown(alg), shown(crv)))),
+            TeePublicKey::EC { crv, alg, .. } => {
+                Err(Error::Algorithm(format!("{} with EC {}", shown(alg), shown(crv))))
+            }
             TeePublicKey::RSA { alg, .. } => Err(Error::Algorithm(format!("{} with RSA", shown(alg)))),
         }
     }
@@ -85,8 +89,12 @@ impl EncryptionKey {
             Self::P256(key) => wrap_for_point(key, &content_key)?,
             Self::Rsa(key) => (
                 format!(r#"{{"alg":"{RSA_OAEP_256}","enc":"{A256GCM}"}}"#),
-                key.encrypt(&mut getrandom::SysRng, Oaep::<Sha256>::new(), content_key.as_slice())
-                    .map_err(|_| Error::Encrypt)?,
+                key.encrypt(
+                    &mut getrandom::SysRng,
+                    Oaep::<Sha256>::new(),
+                    content_key.as_slice(),
+                )
+                .map_err(|_| Error::Encrypt)?,
             ),
         };
         let protected = URL_SAFE_NO_PAD.encode(header);
@@ -103,11 +111,6 @@ impl EncryptionKey {
             tag: URL_SAFE_NO_PAD.encode(tag),
         })
     }
-}
-
-/// A text of a client, short enough for a message.
-fn shown(text: &str) -> String {
-    format!("{:?}", text.chars().take(40).collect::<String>())
 }
 
 fn parse_point(x: &str, y: &str) -> Result<EncryptionKey, Error> {
@@ -133,7 +136,11 @@ pub(crate) fn parse_rsa(modulus: &[u8], exponent: &[u8]) -> Result<RsaPublicKey,
         BoxedUint::from_be_slice_vartime(exponent),
     )
     .map_err(|_| Error::Rsa)?;
-    if RSA_BITS.contains(&key.n().as_ref().bits_vartime()) { Ok(key) } else { Err(Error::Rsa) }
+    if RSA_BITS.contains(&key.n().as_ref().bits_vartime()) {
+        Ok(key)
+    } else {
+        Err(Error::Rsa)
+    }
 }
 
 /// The protected header and the wrapped content key.

@@ -62,8 +62,8 @@ fn unwrap_ec(secret: &SecretKey, response: &kbs_types::Response) -> Vec<u8> {
 #[test]
 fn the_key_derivation_gives_the_result_of_rfc_7518_appendix_c() {
     let shared: [u8; 32] = [
-        158, 86, 217, 29, 129, 113, 53, 211, 114, 131, 66, 131, 191, 132, 38, 156, 251, 49, 110, 163, 218, 128, 106, 72, 246,
-        218, 167, 121, 140, 254, 144, 196,
+        158, 86, 217, 29, 129, 113, 53, 211, 114, 131, 66, 131, 191, 132, 38, 156, 251, 49, 110, 163, 218,
+        128, 106, 72, 246, 218, 167, 121, 140, 254, 144, 196,
     ];
     let key = concat_kdf(&shared, "A128GCM", b"Alice", b"Bob", 16);
     assert_eq!(URL_SAFE_NO_PAD.encode(&*key), "VqqN6vgjbSBcIijNcacQGg");
@@ -72,7 +72,10 @@ fn the_key_derivation_gives_the_result_of_rfc_7518_appendix_c() {
 #[test]
 fn the_owner_of_a_p256_key_opens_what_was_encrypted_to_it() {
     let secret = SecretKey::try_generate().unwrap();
-    let jwe = EncryptionKey::parse(&public(&secret)).unwrap().encrypt(b"volume key").unwrap();
+    let jwe = EncryptionKey::parse(&public(&secret))
+        .unwrap()
+        .encrypt(b"volume key")
+        .unwrap();
     let opened = open(&jwe, |response| {
         assert_eq!(response.protected.alg, "ECDH-ES+A256KW");
         assert_eq!(response.protected.enc, "A256GCM");
@@ -89,10 +92,15 @@ fn the_owner_of_an_rsa_key_opens_what_was_encrypted_to_it() {
         n: URL_SAFE_NO_PAD.encode(secret.n().to_be_bytes_trimmed_vartime()),
         e: URL_SAFE_NO_PAD.encode(secret.e().to_be_bytes_trimmed_vartime()),
     };
-    let jwe = EncryptionKey::parse(&key).unwrap().encrypt(b"volume key").unwrap();
+    let jwe = EncryptionKey::parse(&key)
+        .unwrap()
+        .encrypt(b"volume key")
+        .unwrap();
     let opened = open(&jwe, |response| {
         assert_eq!(response.protected.alg, "RSA-OAEP-256");
-        secret.decrypt(Oaep::<Sha256>::new(), &response.encrypted_key).unwrap()
+        secret
+            .decrypt(Oaep::<Sha256>::new(), &response.encrypted_key)
+            .unwrap()
     });
     assert_eq!(opened.unwrap(), b"volume key");
 }
@@ -102,7 +110,8 @@ fn an_altered_header_or_ciphertext_does_not_open() {
     let secret = SecretKey::try_generate().unwrap();
     let key = EncryptionKey::parse(&public(&secret)).unwrap();
     let mut jwe = key.encrypt(b"volume key").unwrap();
-    jwe.ciphertext.replace_range(..1, if jwe.ciphertext.starts_with('A') { "B" } else { "A" });
+    jwe.ciphertext
+        .replace_range(..1, if jwe.ciphertext.starts_with('A') { "B" } else { "A" });
     assert_eq!(open(&jwe, |response| unwrap_ec(&secret, response)), None);
     let mut jwe = key.encrypt(b"volume key").unwrap();
     let header = String::from_utf8(URL_SAFE_NO_PAD.decode(&jwe.protected).unwrap()).unwrap();
@@ -115,20 +124,27 @@ fn keys_that_are_none_are_refused() {
     let point = |x, y| EncryptionKey::parse(&ec(x, y)).unwrap_err();
     let zero = URL_SAFE_NO_PAD.encode([0; 32]);
     let one = URL_SAFE_NO_PAD.encode([1; 32]);
-    for (x, y) in [("", ""), ("!", "!"), (&*zero, &*zero), (&*one, &*one), ("AQ", "AQ")] {
+    for (x, y) in [
+        ("", ""),
+        ("!", "!"),
+        (&*zero, &*zero),
+        (&*one, &*one),
+        ("AQ", "AQ"),
+    ] {
         assert_eq!(point(x, y), Error::Point);
     }
     let rsa = |n: &[u8], e: &[u8]| parse_rsa(n, e).unwrap_err();
     let mut modulus = vec![0xff; 256];
-    for (n, e) in [
-        (&[][..], &[][..]),
+    let wrong: [(&[u8], &[u8]); 7] = [
+        (&[], &[]),
         (&[0xff; 128], &[3]),
         (&[0xff; 513], &[3]),
         (&modulus, &[0]),
         (&modulus, &[1]),
         (&modulus, &[2]),
         (&modulus, &[0xff; 9]),
-    ] {
+    ];
+    for (n, e) in wrong {
         assert_eq!(rsa(n, e), Error::Rsa);
     }
     modulus[255] = 0xfe;

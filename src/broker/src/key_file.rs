@@ -60,7 +60,9 @@ impl StoreKey {
             .open(path)
             .map_err(io)?;
         let text = Zeroizing::new(format!("{}\n", Hex(self.0)));
-        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io)
+        file.write_all(text.as_bytes())
+            .and_then(|()| file.sync_all())
+            .map_err(io)
     }
 
     /// Reads it from a file that nobody else can read.
@@ -76,7 +78,7 @@ impl StoreKey {
         }
         let mut text = Zeroizing::new(Vec::with_capacity(128));
         file.take(100).read_to_end(&mut text).map_err(io)?;
-        let quoted = Zeroizing::new([b"\"", text.trim_ascii(), b"\""].concat());
+        let quoted = Zeroizing::new([&b"\""[..], text.trim_ascii(), b"\""].concat());
         let Hex(key) = serde_json::from_slice(&quoted).map_err(|_| Error::Contents(path.to_path_buf()))?;
         Ok(Self(key))
     }
@@ -129,7 +131,14 @@ mod tests {
     fn what_is_no_key_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("key");
-        for text in ["", "abc", "\"", &"0".repeat(65), &"g".repeat(64), &"0".repeat(5000)] {
+        for text in [
+            "",
+            "abc",
+            "\"",
+            &"0".repeat(65),
+            &"g".repeat(64),
+            &"0".repeat(5000),
+        ] {
             std::fs::write(&path, text).unwrap();
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
             assert!(matches!(StoreKey::read(&path), Err(Error::Contents(_))), "{text}");

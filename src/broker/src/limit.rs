@@ -98,7 +98,10 @@ mod tests {
             limit.allows(IpAddr::V4(i.into()), now);
         }
         assert!(limit.buckets.lock().unwrap().len() <= MAX_BUCKETS + 1);
-        assert!(!limit.allows("203.0.113.1".parse().unwrap(), now), "the shared bucket is empty");
+        assert!(
+            !limit.allows("203.0.113.1".parse().unwrap(), now),
+            "the shared bucket is empty"
+        );
         assert!(limit.allows("203.0.113.1".parse().unwrap(), now + Duration::from_secs(2)));
     }
 }

@@ -34,13 +34,21 @@ enum Command {
     /// Answers guests and admins until it is stopped
     Serve {
         /// Configuration file
-        #[arg(long, value_name = "FILE", default_value = "/etc/cwrun-broker/cwrun-broker.toml")]
+        #[arg(
+            long,
+            value_name = "FILE",
+            default_value = "/etc/cwrun-broker/cwrun-broker.toml"
+        )]
         config: PathBuf,
     },
     /// Makes the key file and the empty store that the configuration names, where they are missing
     Init {
         /// Configuration file
-        #[arg(long, value_name = "FILE", default_value = "/etc/cwrun-broker/cwrun-broker.toml")]
+        #[arg(
+            long,
+            value_name = "FILE",
+            default_value = "/etc/cwrun-broker/cwrun-broker.toml"
+        )]
         config: PathBuf,
     },
     /// Makes an admin token: prints it, and the line for the configuration
@@ -48,7 +56,11 @@ enum Command {
     /// Reads configuration, policies and store, and says whether the broker would start
     Check {
         /// Configuration file
-        #[arg(long, value_name = "FILE", default_value = "/etc/cwrun-broker/cwrun-broker.toml")]
+        #[arg(
+            long,
+            value_name = "FILE",
+            default_value = "/etc/cwrun-broker/cwrun-broker.toml"
+        )]
         config: PathBuf,
     },
 }
@@ -81,11 +93,18 @@ fn init(config: &Path) -> Result<()> {
         }
     }
     if config.store.exists() && !config.key_file.exists() {
-        bail!("the store {} is there, but its key file {} is not", config.store.display(), config.key_file.display());
+        bail!(
+            "the store {} is there, but its key file {} is not",
+            config.store.display(),
+            config.key_file.display()
+        );
     }
     if !config.key_file.exists() {
         StoreKey::generate()?.create(&config.key_file)?;
-        println!("made the key file {}; keep a copy where the store's backups are not", config.key_file.display());
+        println!(
+            "made the key file {}; keep a copy where the store's backups are not",
+            config.key_file.display()
+        );
     }
     if !config.store.exists() {
         Store::create(&config.store, &StoreKey::read(&config.key_file)?)?;
@@ -100,8 +119,14 @@ fn token() -> Result<()> {
     let token = Hex(bytes).to_string();
     let hash = Hex::<32>(Sha256::digest(token.as_bytes()).into());
     let mut out = std::io::stdout().lock();
-    writeln!(out, "admin token, for whoever registers workloads:\n\n    {token}\n")?;
-    writeln!(out, "line for the configuration:\n\n    admin_token_sha256 = \"{hash}\"")?;
+    writeln!(
+        out,
+        "admin token, for whoever registers workloads:\n\n    {token}\n"
+    )?;
+    writeln!(
+        out,
+        "line for the configuration:\n\n    admin_token_sha256 = \"{hash}\""
+    )?;
     Ok(())
 }
 
@@ -140,7 +165,9 @@ fn serve(config: &Path) -> Result<()> {
             }
             tracing::info!("stopping");
         };
-        Server::new(Arc::new(broker), config.limits.clone(), tls).serve(listener, stop).await;
+        Server::new(Arc::new(broker), config.limits.clone(), tls)
+            .serve(listener, stop)
+            .await;
         Ok(())
     })
 }
@@ -168,7 +195,9 @@ fn warn_of_risks(config: &Config) {
         );
     }
     if config.mkcw.open_registration {
-        tracing::warn!("mkcw.open_registration is true: whoever can reach this broker can register workloads");
+        tracing::warn!(
+            "mkcw.open_registration is true: whoever can reach this broker can register workloads"
+        );
     }
     if config.tls.is_none() && !config.listen.ip().is_loopback() {
         tracing::warn!("without [tls], admin tokens and registered keys cross the network in the clear");

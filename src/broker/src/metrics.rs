@@ -46,7 +46,10 @@ impl Metrics {
     /// Counts a verdict. There are few clauses, all of them the broker's own names.
     pub fn verdict(&self, event: &'static str, outcome: &'static str, clause: &str) {
         let mut counters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *counters.verdicts.entry((event, outcome, clause.to_owned())).or_default() += 1;
+        *counters
+            .verdicts
+            .entry((event, outcome, clause.to_owned()))
+            .or_default() += 1;
     }
 
     /// The page.
@@ -60,7 +63,9 @@ impl Metrics {
         };
         line(format_args!("# TYPE cwrun_broker_requests_total counter"));
         for ((route, status), count) in &counters.requests {
-            line(format_args!("cwrun_broker_requests_total{{route=\"{route}\",status=\"{status}\"}} {count}"));
+            line(format_args!(
+                "cwrun_broker_requests_total{{route=\"{route}\",status=\"{status}\"}} {count}"
+            ));
         }
         line(format_args!("# TYPE cwrun_broker_verdicts_total counter"));
         for ((event, outcome, clause), count) in &counters.verdicts {
@@ -70,16 +75,26 @@ impl Metrics {
         }
         line(format_args!("# TYPE cwrun_broker_request_seconds histogram"));
         for (bound, count) in BOUNDS.iter().zip(counters.durations) {
-            line(format_args!("cwrun_broker_request_seconds_bucket{{le=\"{bound}\"}} {count}"));
+            line(format_args!(
+                "cwrun_broker_request_seconds_bucket{{le=\"{bound}\"}} {count}"
+            ));
         }
         let total: u64 = counters.requests.values().sum();
-        line(format_args!("cwrun_broker_request_seconds_bucket{{le=\"+Inf\"}} {total}"));
-        line(format_args!("cwrun_broker_request_seconds_sum {}", counters.seconds));
+        line(format_args!(
+            "cwrun_broker_request_seconds_bucket{{le=\"+Inf\"}} {total}"
+        ));
+        line(format_args!(
+            "cwrun_broker_request_seconds_sum {}",
+            counters.seconds
+        ));
         line(format_args!("cwrun_broker_request_seconds_count {total}"));
         line(format_args!("# TYPE cwrun_broker_sessions gauge"));
         line(format_args!("cwrun_broker_sessions {}", gauges.sessions));
         line(format_args!("# TYPE cwrun_broker_registrations gauge"));
-        line(format_args!("cwrun_broker_registrations {}", gauges.registrations));
+        line(format_args!(
+            "cwrun_broker_registrations {}",
+            gauges.registrations
+        ));
         page
     }
 }

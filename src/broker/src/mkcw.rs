@@ -104,9 +104,17 @@ impl Attestation {
     /// The key, and the report's bytes. The generation that the client names is ignored: the report says it.
     pub fn open(&self) -> Result<(RsaPublicKey, Vec<u8>), Error> {
         let decode = |text: &str| STANDARD.decode(text).map_err(|_| Error::Base64);
-        let key = jwe::parse_rsa(&decode(&self.tee_pubkey.modulus)?, &decode(&self.tee_pubkey.exponent)?)?;
+        let key = jwe::parse_rsa(
+            &decode(&self.tee_pubkey.modulus)?,
+            &decode(&self.tee_pubkey.exponent)?,
+        )?;
         let evidence: Evidence = serde_json::from_str(&self.tee_evidence).map_err(Error::Evidence)?;
-        Ok((key, hex(&evidence.report).filter(|report| report.len() == REPORT_LEN).ok_or(Error::Report)?))
+        Ok((
+            key,
+            hex(&evidence.report)
+                .filter(|report| report.len() == REPORT_LEN)
+                .ok_or(Error::Report)?,
+        ))
     }
 
     /// What REPORT_DATA should be.
@@ -153,7 +161,10 @@ impl Workload {
     pub fn registration(&self) -> Result<Registration, Error> {
         let field = |field, expected| Error::Field { field, expected };
         if !protocol::is_name(&self.workload_id) {
-            return Err(field("workload_id", "1 to 128 of A-Z a-z 0-9 _ - . and not begin with a dot"));
+            return Err(field(
+                "workload_id",
+                "1 to 128 of A-Z a-z 0-9 _ - . and not begin with a dot",
+            ));
         }
         let digest: [u8; 48] = hex(&self.launch_measurement)
             .and_then(|digest| digest.try_into().ok())
@@ -162,7 +173,10 @@ impl Workload {
         Ok(Registration {
             version: 1,
             id: self.workload_id.clone(),
-            launch_digests: BTreeMap::from([(config.and_then(|config| config.cpus).unwrap_or(1), Hex(digest))]),
+            launch_digests: BTreeMap::from([(
+                config.and_then(|config| config.cpus).unwrap_or(1),
+                Hex(digest),
+            )]),
             host_data: None,
             key: Some(Passphrase::from_bytes(self.passphrase.as_bytes().to_vec())),
             secrets: BTreeMap::new(),

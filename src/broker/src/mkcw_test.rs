@@ -29,7 +29,10 @@ fn a_registration_of_buildah_is_taken() {
     }))
     .unwrap();
     let registration = workload.registration().unwrap();
-    assert_eq!(registration.launch_digests, BTreeMap::from([(2, Hex([0xab; 48]))]));
+    assert_eq!(
+        registration.launch_digests,
+        BTreeMap::from([(2, Hex([0xab; 48]))])
+    );
     assert_eq!(registration.key.unwrap().as_bytes(), b"open sesame");
 }
 
@@ -47,7 +50,14 @@ fn wrong_registrations_are_refused_by_name() {
             tee_config: String::new(),
             passphrase: String::new(),
         };
-        assert!(workload.registration().err().unwrap().to_string().starts_with(message));
+        assert!(
+            workload
+                .registration()
+                .err()
+                .unwrap()
+                .to_string()
+                .starts_with(message)
+        );
     }
 }
 

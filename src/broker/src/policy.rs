@@ -96,10 +96,12 @@ fn read(path: &Path) -> Result<Option<PolicyFile>, Error> {
         source: Box::new(source),
     };
     let deserializer = toml::Deserializer::parse(&text).map_err(|source| parse("syntax".into(), source))?;
-    serde_path_to_error::deserialize(deserializer).map(Some).map_err(|error| {
-        let field = error.path().to_string();
-        parse(field, error.into_inner())
-    })
+    serde_path_to_error::deserialize(deserializer)
+        .map(Some)
+        .map_err(|error| {
+            let field = error.path().to_string();
+            parse(field, error.into_inner())
+        })
 }
 
 #[cfg(test)]

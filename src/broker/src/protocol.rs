@@ -79,7 +79,9 @@ impl TeePublicKey {
     /// The key in the one way that is hashed: members in alphabetical order, no white space (RFC 8785).
     pub fn canonical(&self) -> String {
         match self {
-            Self::EC { crv, alg, x, y } => object(&[("alg", alg), ("crv", crv), ("kty", "EC"), ("x", x), ("y", y)]),
+            Self::EC { crv, alg, x, y } => {
+                object(&[("alg", alg), ("crv", crv), ("kty", "EC"), ("x", x), ("y", y)])
+            }
             Self::RSA { alg, n, e } => object(&[("alg", alg), ("e", e), ("kty", "RSA"), ("n", n)]),
         }
     }
@@ -155,7 +157,10 @@ fn padded(digest: &[u8]) -> [u8; REPORT_DATA_LEN] {
 
 /// A JSON object of texts, whose names must come sorted.
 fn object(members: &[(&str, &str)]) -> String {
-    let members: Vec<String> = members.iter().map(|(name, value)| format!("{}:{}", quote(name), quote(value))).collect();
+    let members: Vec<String> = members
+        .iter()
+        .map(|(name, value)| format!("{}:{}", quote(name), quote(value)))
+        .collect();
     format!("{{{}}}", members.join(","))
 }
 
@@ -196,12 +201,19 @@ impl std::fmt::Display for ResourcePath {
     }
 }
 
+/// A text of a client, short enough for a message.
+pub(crate) fn shown(text: &str) -> String {
+    format!("{:?}", text.chars().take(40).collect::<String>())
+}
+
 /// Whether a text can name a registration or a secret: 1 to 128 of `A–Z a–z 0–9 _ - .`, not beginning with a dot. That is what
 /// trustee allows in the segments of a resource's path.
 pub fn is_name(text: &str) -> bool {
     (1..=128).contains(&text.len())
         && !text.starts_with('.')
-        && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"_-.".contains(&c))
+        && text
+            .bytes()
+            .all(|c| c.is_ascii_alphanumeric() || b"_-.".contains(&c))
 }
 
 #[cfg(test)]

@@ -2,7 +2,10 @@ use super::*;
 use proptest::prelude::*;
 
 fn ec_key() -> TeePublicKey {
-    serde_json::from_str(r#"{"kty":"EC","crv":"P-256","alg":"ECDH-ES+A256KW","x":"eHg","y":"eXk","use":"enc"}"#).unwrap()
+    serde_json::from_str(
+        r#"{"kty":"EC","crv":"P-256","alg":"ECDH-ES+A256KW","x":"eHg","y":"eXk","use":"enc"}"#,
+    )
+    .unwrap()
 }
 
 #[test]
@@ -51,13 +54,18 @@ fn messages_of_kbs_types_parse() {
             additional_evidence: String::new(),
         },
     };
-    let attestation: Attestation = serde_json::from_str(&serde_json::to_string(&attestation).unwrap()).unwrap();
-    assert_eq!(attestation.runtime_data.tee_pubkey.canonical(), r#"{"alg":"RSA-OAEP-256","e":"AQAB","kty":"RSA","n":"AQ"}"#);
+    let attestation: Attestation =
+        serde_json::from_str(&serde_json::to_string(&attestation).unwrap()).unwrap();
+    assert_eq!(
+        attestation.runtime_data.tee_pubkey.canonical(),
+        r#"{"alg":"RSA-OAEP-256","e":"AQAB","kty":"RSA","n":"AQ"}"#
+    );
     let challenge = Challenge {
         nonce: "bm9uY2U=".into(),
         extra_params: "",
     };
-    let challenge: kbs_types::Challenge = serde_json::from_str(&serde_json::to_string(&challenge).unwrap()).unwrap();
+    let challenge: kbs_types::Challenge =
+        serde_json::from_str(&serde_json::to_string(&challenge).unwrap()).unwrap();
     assert_eq!(challenge.nonce, "bm9uY2U=");
 }
 
@@ -65,7 +73,9 @@ fn messages_of_kbs_types_parse() {
 fn a_resource_has_three_names() {
     let path = ResourcePath::parse("nginx-1/secret/tls.key").unwrap();
     assert_eq!(path.to_string(), "nginx-1/secret/tls.key");
-    for wrong in ["", "a/b", "a/b/c/d", "a//c", "a/b/", "../b/c", "a/b/c%2f", "a/b/ü", "a/b/c d", "a/.b/c"] {
+    for wrong in [
+        "", "a/b", "a/b/c/d", "a//c", "a/b/", "../b/c", "a/b/c%2f", "a/b/ü", "a/b/c d", "a/.b/c",
+    ] {
         assert_eq!(ResourcePath::parse(wrong), None, "{wrong}");
     }
     assert!(!is_name(&"a".repeat(129)));

@@ -92,10 +92,11 @@ impl Registration {
     /// Takes a registration from the store, where those of the older dialect are too.
     pub fn read(json: &[u8]) -> Result<Self, Error> {
         let mut deserializer = serde_json::Deserializer::from_slice(json);
-        let registration: Self = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| Error::Json {
-            path: error.path().to_string(),
-            source: error.into_inner(),
-        })?;
+        let registration: Self =
+            serde_path_to_error::deserialize(&mut deserializer).map_err(|error| Error::Json {
+                path: error.path().to_string(),
+                source: error.into_inner(),
+            })?;
         deserializer.end().map_err(|source| Error::Json {
             path: "registration".into(),
             source,

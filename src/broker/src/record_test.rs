@@ -23,8 +23,17 @@ fn a_registration_round_trips() {
     let again = Registration::read(&serde_json::to_vec(&registration).unwrap()).unwrap();
     assert_eq!(again.launch_digests[&2], Hex([0xcd; 48]));
     let path = |text| ResourcePath::parse(text).unwrap();
-    assert_eq!(again.resource(&path("nginx-1/key/disk")).unwrap().as_bytes(), b"key");
-    assert_eq!(again.resource(&path("nginx-1/secret/tls.key")).unwrap().as_bytes(), b"secret");
+    assert_eq!(
+        again.resource(&path("nginx-1/key/disk")).unwrap().as_bytes(),
+        b"key"
+    );
+    assert_eq!(
+        again
+            .resource(&path("nginx-1/secret/tls.key"))
+            .unwrap()
+            .as_bytes(),
+        b"secret"
+    );
     for missing in ["nginx-1/key/tls.key", "nginx-1/secret/disk", "nginx-1/other/disk"] {
         assert!(again.resource(&path(missing)).is_none());
     }
@@ -42,8 +51,16 @@ fn wrong_fields_are_refused_by_name() {
     for (field, value, message) in [
         ("version", json!(2), "version should be 1"),
         ("id", json!("../x"), "id should be"),
-        ("launch_digests", json!({}), "launch_digests should be at least one"),
-        ("launch_digests", json!({"1": "ab"}), "launch_digests.1: expected 96 hexadecimal digits"),
+        (
+            "launch_digests",
+            json!({}),
+            "launch_digests should be at least one",
+        ),
+        (
+            "launch_digests",
+            json!({"1": "ab"}),
+            "launch_digests.1: expected 96 hexadecimal digits",
+        ),
         ("host_data", Value::Null, "host_data should be the SHA-256"),
         ("key", json!("!"), "key: expected a passphrase in base64"),
         ("secrets", json!({"a/b": ""}), "secrets should be"),

@@ -16,7 +16,10 @@ use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, COOKIE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, SET_COOKIE};
+use hyper::header::{
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, COOKIE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+    SET_COOKIE,
+};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -164,7 +167,11 @@ impl Server {
         Duration::from_secs(self.limits.read_seconds)
     }
 
-    async fn requests(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, client: IpAddr) {
+    async fn requests(
+        self: Arc<Self>,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        client: IpAddr,
+    ) {
         let read_time = self.read_time();
         let service = service_fn(move |request| {
             let server = Arc::clone(&self);
@@ -194,7 +201,12 @@ impl Server {
         response(reply)
     }
 
-    async fn limited(self: &Arc<Self>, request: Request<Incoming>, route: &str, client: IpAddr) -> Result<Reply, Refusal> {
+    async fn limited(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        route: &str,
+        client: IpAddr,
+    ) -> Result<Reply, Refusal> {
         if !self.rate.allows(client, Instant::now()) {
             return Err(refused(429, "too many requests from this address"));
         }
@@ -216,7 +228,11 @@ impl Server {
             .to_bytes();
         let cookie = text(&head.headers, &COOKIE)?;
         let authorization = text(&head.headers, &AUTHORIZATION)?;
-        let permit = self.workers.acquire().await.map_err(|_| refused(503, "the broker is stopping"))?;
+        let permit = self
+            .workers
+            .acquire()
+            .await
+            .map_err(|_| refused(503, "the broker is stopping"))?;
         let server = Arc::clone(self);
         let answered = tokio::task::spawn_blocking(move || {
             server.broker.answer(&Call {

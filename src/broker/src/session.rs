@@ -110,7 +110,13 @@ impl<T, A> Sessions<T, A> {
     }
 
     /// Opens a session for a client at `now`. `nonce` writes 32 random bytes as the client's dialect has them.
-    pub fn open(&self, client: IpAddr, request: T, now: Instant, nonce: fn(&[u8; 32]) -> String) -> Result<Opened, Error> {
+    pub fn open(
+        &self,
+        client: IpAddr,
+        request: T,
+        now: Instant,
+        nonce: fn(&[u8; 32]) -> String,
+    ) -> Result<Opened, Error> {
         let (mut cookie, mut bytes) = ([0; 32], [0; 32]);
         getrandom::fill(&mut cookie).map_err(|_| Error::Random)?;
         getrandom::fill(&mut bytes).map_err(|_| Error::Random)?;
@@ -122,13 +128,12 @@ impl<T, A> Sessions<T, A> {
         if table.len() >= self.limits.total {
             table.retain(|_, session| session.expires > now);
         }
-        let of_client = |table: &HashMap<_, Session<T, A>>| table.values().filter(|session| session.client == client).count();
         if table.len() >= self.limits.total {
             return Err(Error::Full);
         }
-        if self.limits.per_client < self.limits.total && of_client(&table) >= self.limits.per_client {
+        if self.limits.per_client < self.limits.total && count_of(&table, client) >= self.limits.per_client {
             table.retain(|_, session| session.expires > now);
-            if of_client(&table) >= self.limits.per_client {
+            if count_of(&table, client) >= self.limits.per_client {
                 return Err(Error::Full);
             }
         }
@@ -197,12 +202,19 @@ impl<T, A> Sessions<T, A> {
     }
 }
 
+fn count_of<T, A>(table: &HashMap<SessionId, Session<T, A>>, client: IpAddr) -> usize {
+    table.values().filter(|session| session.client == client).count()
+}
+
 fn live<'a, T, A>(
     table: &'a mut HashMap<SessionId, Session<T, A>>,
     id: &SessionId,
     now: Instant,
 ) -> Result<&'a mut Session<T, A>, Error> {
-    table.get_mut(id).filter(|session| session.expires > now).ok_or(Error::Unknown)
+    table
+        .get_mut(id)
+        .filter(|session| session.expires > now)
+        .ok_or(Error::Unknown)
 }
 
 /// A nonce as trustee writes it: base64.

@@ -25,7 +25,13 @@ fn a_session_is_challenged_then_attested() {
     assert_eq!(STANDARD.decode(&opened.nonce).unwrap().len(), 32);
     assert_eq!(sessions.attested(&opened.id, now), Err(Error::NotAttested));
     let challenge = sessions.take_challenge(&opened.id, now).unwrap();
-    assert_eq!(challenge, Challenge { nonce: opened.nonce, request: "snp" });
+    assert_eq!(
+        challenge,
+        Challenge {
+            nonce: opened.nonce,
+            request: "snp"
+        }
+    );
     sessions.attest(&opened.id, 7, now).unwrap();
     assert_eq!(*sessions.attested(&opened.id, now).unwrap(), 7);
 }
@@ -46,11 +52,21 @@ fn a_nonce_is_taken_once() {
 fn nonces_and_sessions_expire() {
     let (sessions, now) = (sessions(), Instant::now());
     let opened = open(&sessions, CLIENT, now).unwrap();
-    assert_eq!(sessions.take_challenge(&opened.id, now + LIMITS.nonce), Err(Error::Unknown));
+    assert_eq!(
+        sessions.take_challenge(&opened.id, now + LIMITS.nonce),
+        Err(Error::Unknown)
+    );
     sessions.take_challenge(&opened.id, now).unwrap();
     sessions.attest(&opened.id, 7, now).unwrap();
-    assert!(sessions.attested(&opened.id, now + LIMITS.session - Duration::from_millis(1)).is_ok());
-    assert_eq!(sessions.attested(&opened.id, now + LIMITS.session), Err(Error::Unknown));
+    assert!(
+        sessions
+            .attested(&opened.id, now + LIMITS.session - Duration::from_millis(1))
+            .is_ok()
+    );
+    assert_eq!(
+        sessions.attested(&opened.id, now + LIMITS.session),
+        Err(Error::Unknown)
+    );
     sessions.sweep(now + LIMITS.session);
     assert!(sessions.is_empty());
 }
@@ -61,9 +77,16 @@ fn the_number_of_sessions_is_limited_and_expired_ones_make_room() {
     for client in [CLIENT, CLIENT, OTHER] {
         open(&sessions, client, now).unwrap();
     }
-    assert_eq!(open(&sessions, CLIENT, now).err(), Some(Error::Full), "of one client");
+    assert_eq!(
+        open(&sessions, CLIENT, now).err(),
+        Some(Error::Full),
+        "of one client"
+    );
     open(&sessions, OTHER, now).unwrap();
-    assert_eq!(open(&sessions, "192.0.2.3".parse().unwrap(), now).err(), Some(Error::Full));
+    assert_eq!(
+        open(&sessions, "192.0.2.3".parse().unwrap(), now).err(),
+        Some(Error::Full)
+    );
     assert!(open(&sessions, CLIENT, now + LIMITS.nonce).is_ok());
     assert_eq!(sessions.len(), 1);
 }
@@ -71,8 +94,14 @@ fn the_number_of_sessions_is_limited_and_expired_ones_make_room() {
 #[test]
 fn cookies_and_nonces_differ() {
     let (sessions, now) = (sessions(), Instant::now());
-    let (one, two) = (open(&sessions, CLIENT, now).unwrap(), open(&sessions, CLIENT, now).unwrap());
+    let (one, two) = (
+        open(&sessions, CLIENT, now).unwrap(),
+        open(&sessions, CLIENT, now).unwrap(),
+    );
     assert_ne!(one.cookie, two.cookie);
     assert_ne!(one.nonce, two.nonce);
-    assert_eq!(sessions.take_challenge(&session_id("x"), now), Err(Error::Unknown));
+    assert_eq!(
+        sessions.take_challenge(&session_id("x"), now),
+        Err(Error::Unknown)
+    );
 }

@@ -79,7 +79,9 @@ pub enum Error {
     #[error("a registration may have at most {MAX_VALUE} bytes")]
     TooLong,
     /// A write failed in a way that leaves open what is on disk.
-    #[error("the store {0} failed at an earlier write and takes no more changes until the broker is started again")]
+    #[error(
+        "the store {0} failed at an earlier write and takes no more changes until the broker is started again"
+    )]
     Failed(PathBuf),
 }
 
@@ -124,7 +126,13 @@ struct Scan {
 impl Store {
     /// Makes an empty store. The file must not exist.
     pub fn create(path: &Path, key: &StoreKey) -> Result<(), Error> {
-        let io = |action| move |source| Error::Io { action, path: path.to_path_buf(), source };
+        let io = |action| {
+            move |source| Error::Io {
+                action,
+                path: path.to_path_buf(),
+                source,
+            }
+        };
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -139,11 +147,15 @@ impl Store {
     /// Opens a store and reads all of it.
     pub fn open(path: &Path, key: &StoreKey) -> Result<Self, Error> {
         let lock = lock(path)?;
-        let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(|source| Error::Io {
-            action: "open",
-            path: path.to_path_buf(),
-            source,
-        })?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(|source| Error::Io {
+                action: "open",
+                path: path.to_path_buf(),
+                source,
+            })?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(|source| Error::Io {
             action: "read",
@@ -153,7 +165,10 @@ impl Store {
         let cipher = key.cipher();
         let (state, dropped) = read_state(path, file, cipher, &bytes)?;
         if dropped > 0 {
-            tracing::warn!(bytes = dropped, "dropped a change that was never acknowledged from the end of the store");
+            tracing::warn!(
+                bytes = dropped,
+                "dropped a change that was never acknowledged from the end of the store"
+            );
         }
         let store = Self {
             path: path.to_path_buf(),
@@ -261,7 +276,11 @@ impl Store {
             .and_then(|()| state.file.sync_data());
         if let Err(source) = written {
             // Nothing is committed. A failed sync leaves open what the disk has: only a new start can tell.
-            state.failed = state.file.set_len(state.committed).and_then(|()| state.file.sync_data()).is_err();
+            state.failed = state
+                .file
+                .set_len(state.committed)
+                .and_then(|()| state.file.sync_data())
+                .is_err();
             return Err(self.io("write", source));
         }
         if let Err(source) = write_slot(&state.file, counter, end) {
@@ -381,7 +400,8 @@ fn read_slots(bytes: &[u8]) -> Option<Slots> {
         let slot = bytes.get(offset as usize..)?;
         let counter = u64::from_le_bytes(*slot.first_chunk()?);
         let committed = u64::from_le_bytes(*slot.get(8..)?.first_chunk()?);
-        slot.starts_with(&slot_bytes(counter, committed)).then_some((counter, committed))
+        slot.starts_with(&slot_bytes(counter, committed))
+            .then_some((counter, committed))
     });
     let (counter, committed) = slots.into_iter().flatten().max()?;
     Some(Slots {
@@ -417,7 +437,13 @@ fn seal_entry(
     let nonce: [u8; NONCE] = random()?;
     let aad = additional_data(id, sequence, kind, name);
     let ciphertext = cipher
-        .encrypt(&Nonce::from(nonce), Payload { msg: value, aad: &aad })
+        .encrypt(
+            &Nonce::from(nonce),
+            Payload {
+                msg: value,
+                aad: &aad,
+            },
+        )
         .map_err(|_| io::Error::other("AES-GCM failed"))?;
     let length = (2 + name.len() + NONCE + ciphertext.len()) as u32;
     let entry = [
@@ -430,16 +456,32 @@ fn seal_entry(
         &ciphertext,
     ]
     .concat();
-    Ok((entry, Sealed { sequence, nonce, ciphertext }))
+    Ok((
+        entry,
+        Sealed {
+            sequence,
+            nonce,
+            ciphertext,
+        },
+    ))
 }
 
-fn open_value(cipher: &Aes256Gcm, id: &[u8; 16], kind: u8, name: &str, sealed: &Sealed) -> Option<Zeroizing<Vec<u8>>> {
+fn open_value(
+    cipher: &Aes256Gcm,
+    id: &[u8; 16],
+    kind: u8,
+    name: &str,
+    sealed: &Sealed,
+) -> Option<Zeroizing<Vec<u8>>> {
     let aad = additional_data(id, sealed.sequence, kind, name);
     let payload = Payload {
         msg: &sealed.ciphertext,
         aad: &aad,
     };
-    cipher.decrypt(&Nonce::from(sealed.nonce), payload).ok().map(Zeroizing::new)
+    cipher
+        .decrypt(&Nonce::from(sealed.nonce), payload)
+        .ok()
+        .map(Zeroizing::new)
 }
 
 /// Takes a file's contents apart. Also says how many bytes behind the committed ones were dropped.
@@ -453,18 +495,32 @@ fn read_state(path: &Path, file: File, cipher: Aes256Gcm, bytes: &[u8]) -> Resul
     let slots = read_slots(bytes).ok_or_else(|| damaged(SLOTS[0], "neither commit slot is whole"))?;
     let committed = slots.committed;
     if committed < DATA || committed > bytes.len() as u64 {
-        return Err(damaged(bytes.len() as u64, "the file is shorter than what was acknowledged"));
+        return Err(damaged(
+            bytes.len() as u64,
+            "the file is shorter than what was acknowledged",
+        ));
     }
     let scan = scan(&cipher, &id, bytes);
     if scan.end < committed {
-        return Err(damaged(scan.end, scan.fault.unwrap_or("an entry reaches over the end of what was acknowledged")));
+        return Err(damaged(
+            scan.end,
+            scan.fault
+                .unwrap_or("an entry reaches over the end of what was acknowledged"),
+        ));
     }
     let dropped = bytes.len() as u64 - scan.end;
     // A slot is only written once its entry is on disk, so there is no half an entry beside half a slot.
     if slots.torn && dropped > 0 {
-        return Err(damaged(scan.end, "both a commit slot and the entry that it was for are not whole"));
+        return Err(damaged(
+            scan.end,
+            "both a commit slot and the entry that it was for are not whole",
+        ));
     }
-    let live = scan.values.iter().map(|(name, sealed)| entry_len(name, sealed.ciphertext.len())).sum();
+    let live = scan
+        .values
+        .iter()
+        .map(|(name, sealed)| entry_len(name, sealed.ciphertext.len()))
+        .sum();
     let mut state = State {
         file,
         cipher,
@@ -563,7 +619,10 @@ fn read_entry(
     let (found, rest) = rest.split_first_chunk::<8>().ok_or(CUT)?;
     let (check, rest) = rest.split_first_chunk::<8>().ok_or(CUT)?;
     let length = u32::from_le_bytes(*length);
-    if u64::from_le_bytes(*found) != sequence || *check != entry_check(id, length, sequence) || length as usize > MAX_BODY {
+    if u64::from_le_bytes(*found) != sequence
+        || *check != entry_check(id, length, sequence)
+        || length as usize > MAX_BODY
+    {
         return Err("the head of an entry is not valid");
     }
     let body = rest.get(..length as usize).ok_or(CUT)?;

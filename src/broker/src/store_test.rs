@@ -107,7 +107,10 @@ fn values_that_are_replaced_do_not_fill_the_disk() {
 fn too_long_a_value_is_refused_and_changes_nothing() {
     let place = Place::new();
     let store = place.open().unwrap();
-    assert!(matches!(store.put("a", &vec![0; MAX_VALUE + 1]), Err(Error::TooLong)));
+    assert!(matches!(
+        store.put("a", &vec![0; MAX_VALUE + 1]),
+        Err(Error::TooLong)
+    ));
     assert!(matches!(store.put(&"n".repeat(256), b""), Err(Error::TooLong)));
     assert!(store.is_empty());
 }
@@ -143,7 +146,11 @@ fn a_write_that_was_cut_off_before_it_was_committed_is_dropped() {
         assert_eq!(place.open().unwrap().names(), ["a", "b", "d"]);
     }
     std::fs::write(place.path(), &before).unwrap();
-    assert_eq!(place.open().unwrap().names(), ["a", "b", "c"], "a whole entry counts");
+    assert_eq!(
+        place.open().unwrap().names(),
+        ["a", "b", "c"],
+        "a whole entry counts"
+    );
 }
 
 #[test]
@@ -160,7 +167,10 @@ fn a_file_that_lost_its_end_is_damaged() {
     for cut in [0, 11, 12, 60, 4095, 4100, 9000, DATA, ends[1], ends[3] - 1] {
         std::fs::write(place.path(), &bytes[..cut as usize]).unwrap();
         let error = place.open().err().unwrap();
-        assert!(matches!(error, Error::Damaged { .. } | Error::Foreign(_)), "cut at {cut}: {error}");
+        assert!(
+            matches!(error, Error::Damaged { .. } | Error::Foreign(_)),
+            "cut at {cut}: {error}"
+        );
     }
 }
 

@@ -49,7 +49,7 @@ impl Tokens {
     pub fn new(key: SigningKey) -> Self {
         let verifying = *key.verifying_key();
         let point = p256::PublicKey::from(verifying).to_sec1_point(false);
-        let coordinate = |bytes: Option<&_>| bytes.map(|bytes: &p256::FieldBytes| URL_SAFE_NO_PAD.encode(bytes));
+        let coordinate = |bytes: Option<&p256::FieldBytes>| bytes.map(|bytes| URL_SAFE_NO_PAD.encode(bytes));
         let header = json!({
             "alg": "ES256",
             "typ": "JWT",

@@ -87,7 +87,12 @@ struct Name {
 
 impl VcekSource {
     /// `roots`: PEM file for a `url` with https. The service is asked on `runtime`.
-    pub fn new(cache: Option<&Path>, url: Option<&str>, roots: Option<&Path>, runtime: Handle) -> io::Result<Self> {
+    pub fn new(
+        cache: Option<&Path>,
+        url: Option<&str>,
+        roots: Option<&Path>,
+        runtime: Handle,
+    ) -> io::Result<Self> {
         let service = match url {
             None => None,
             Some(url) => Some(Service {
@@ -111,7 +116,12 @@ impl VcekSource {
             match std::fs::read(path) {
                 Ok(der) => return Ok(der),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(Error::Cache { path: path.clone(), source }),
+                Err(source) => {
+                    return Err(Error::Cache {
+                        path: path.clone(),
+                        source,
+                    });
+                }
             }
         }
         self.service.as_ref().ok_or(Error::Missing)?.fetch(&name.query())
@@ -149,7 +159,12 @@ impl Name {
         let chip = report.chip_id().0;
         let raw_tcb = report.tcb(TcbField::Reported);
         let tcb = Tcb::from_raw(raw_tcb, cpu)?;
-        (chip != [0; 64]).then_some(Self { cpu, chip, raw_tcb, tcb })
+        (chip != [0; 64]).then_some(Self {
+            cpu,
+            chip,
+            raw_tcb,
+            tcb,
+        })
     }
 
     /// Hexadecimal digits alone: nothing of a report becomes another path.
@@ -163,7 +178,13 @@ impl Name {
             CpuModel::Genoa => ("Genoa", &self.chip[..]),
             CpuModel::Turin => ("Turin", &self.chip[..8]),
         };
-        let Tcb { fmc, bootloader, tee, snp, microcode } = self.tcb;
+        let Tcb {
+            fmc,
+            bootloader,
+            tee,
+            snp,
+            microcode,
+        } = self.tcb;
         let fmc = fmc.map(|fmc| format!("fmcSPL={fmc:02}&")).unwrap_or_default();
         format!(
             "/vcek/v1/{product}/{}?{fmc}blSPL={bootloader:02}&teeSPL={tee:02}&snpSPL={snp:02}&ucodeSPL={microcode:02}",
@@ -181,7 +202,10 @@ fn connector(roots: &Path) -> io::Result<TlsConnector> {
     let certificates = CertificateDer::pem_file_iter(roots).map_err(io::Error::other)?;
     store.add_parsable_certificates(certificates.filter_map(Result::ok));
     if store.is_empty() {
-        return Err(io::Error::other(format!("{} holds no certificate", roots.display())));
+        return Err(io::Error::other(format!(
+            "{} holds no certificate",
+            roots.display()
+        )));
     }
     let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
@@ -193,10 +217,15 @@ fn connector(roots: &Path) -> io::Result<TlsConnector> {
 
 impl Service {
     fn fetch(&self, query: &str) -> Result<Vec<u8>, Error> {
-        if !self.rate.allows(std::net::Ipv4Addr::UNSPECIFIED.into(), Instant::now()) {
+        if !self
+            .rate
+            .allows(std::net::Ipv4Addr::UNSPECIFIED.into(), Instant::now())
+        {
             return Err(Error::Busy);
         }
-        let fetched = self.runtime.block_on(async { tokio::time::timeout(TIMEOUT, self.get(query)).await });
+        let fetched = self
+            .runtime
+            .block_on(async { tokio::time::timeout(TIMEOUT, self.get(query)).await });
         match fetched {
             Ok(Ok(der)) => Ok(der),
             Ok(Err(error)) => Err(Error::Service(error.to_string())),
@@ -205,8 +234,12 @@ impl Service {
     }
 
     async fn get(&self, query: &str) -> io::Result<Vec<u8>> {
-        let url: hyper::Uri = format!("{}{query}", self.base).parse().map_err(io::Error::other)?;
-        let host = url.host().ok_or_else(|| io::Error::other("its URL has no host"))?;
+        let url: hyper::Uri = format!("{}{query}", self.base)
+            .parse()
+            .map_err(io::Error::other)?;
+        let host = url
+            .host()
+            .ok_or_else(|| io::Error::other("its URL has no host"))?;
         let secure = url.scheme_str() == Some("https");
         let port = url.port_u16().unwrap_or(if secure { 443 } else { 80 });
         let stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
@@ -221,7 +254,10 @@ impl Service {
     }
 }
 
-async fn exchange(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, url: &hyper::Uri) -> io::Result<Vec<u8>> {
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    url: &hyper::Uri,
+) -> io::Result<Vec<u8>> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(io::Error::other)?;
@@ -236,7 +272,10 @@ async fn exchange(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, 
     let response = sender.send_request(request).await.map_err(io::Error::other)?;
     let status = response.status();
     if status != hyper::StatusCode::OK {
-        return Err(io::Error::other(format!("it answered with status {}", status.as_u16())));
+        return Err(io::Error::other(format!(
+            "it answered with status {}",
+            status.as_u16()
+        )));
     }
     let body = Limited::new(response.into_body(), MAX_CERTIFICATE)
         .collect()
@@ -265,7 +304,10 @@ mod tests {
         let milan = name(CpuModel::Milan, u64::from_le_bytes([3, 0, 0, 0, 0, 0, 8, 115]));
         assert_eq!(
             milan.query(),
-            format!("/vcek/v1/Milan/{}?blSPL=03&teeSPL=00&snpSPL=08&ucodeSPL=115", digits(&milan.chip))
+            format!(
+                "/vcek/v1/Milan/{}?blSPL=03&teeSPL=00&snpSPL=08&ucodeSPL=115",
+                digits(&milan.chip)
+            )
         );
         let turin = name(CpuModel::Turin, u64::from_le_bytes([1, 2, 3, 4, 0, 0, 0, 75]));
         assert_eq!(
@@ -282,7 +324,10 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap());
         let served = std::thread::spawn(move || {
-            for answer in ["HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nder", "HTTP/1.1 404 No\r\ncontent-length: 0\r\n\r\n"] {
+            for answer in [
+                "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nder",
+                "HTTP/1.1 404 No\r\ncontent-length: 0\r\n\r\n",
+            ] {
                 let (mut stream, _) = listener.accept().unwrap();
                 let mut head = vec![0; 4096];
                 let count = stream.read(&mut head).unwrap();
@@ -297,7 +342,10 @@ mod tests {
         assert!(error.ends_with("it answered with status 404"), "{error}");
         served.join().unwrap();
         for _ in 0..8 {
-            assert!(matches!(service.fetch("/"), Err(Error::Service(_))), "nobody listens any more");
+            assert!(
+                matches!(service.fetch("/"), Err(Error::Service(_))),
+                "nobody listens any more"
+            );
         }
         assert!(matches!(service.fetch("/"), Err(Error::Busy)));
     }

@@ -71,7 +71,11 @@ impl VerdictLog {
         if path == Path::new("-") {
             return Ok(Self::to(io::stdout()));
         }
-        let file: File = OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
+        let file: File = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o640)
+            .open(path)?;
         Ok(Self::to(file))
     }
 
@@ -82,7 +86,9 @@ impl VerdictLog {
 
     /// Writes one line.
     pub fn write(&self, verdict: &Verdict) -> io::Result<()> {
-        let time = OffsetDateTime::now_utc().format(&Rfc3339).map_err(io::Error::other)?;
+        let time = OffsetDateTime::now_utc()
+            .format(&Rfc3339)
+            .map_err(io::Error::other)?;
         let mut line = serde_json::to_vec(&Line { time, verdict })?;
         line.push(b'\n');
         let mut writer = self.0.lock().unwrap_or_else(PoisonError::into_inner);

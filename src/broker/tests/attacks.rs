@@ -9,7 +9,12 @@ use crate::harness::{Broker, KEY_TEXT, Place, TOKEN, registration};
 
 #[track_caller]
 fn refused(response: &Response, status: u16, kind: &str) {
-    assert_eq!((response.status, response.error_kind().as_str()), (status, kind), "{}", response.text());
+    assert_eq!(
+        (response.status, response.error_kind().as_str()),
+        (status, kind),
+        "{}",
+        response.text()
+    );
 }
 
 fn started() -> (Place, Broker) {
@@ -85,7 +90,11 @@ fn another_sessions_cookie_gets_nothing() {
     place.assert_refused("resource", "session");
     two.cookie = one.cookie.clone();
     let stolen = two.resource("nginx/key/disk").json();
-    assert_eq!(two.open(&stolen), None, "who has the cookie but not the guest's key reads nothing");
+    assert_eq!(
+        two.open(&stolen),
+        None,
+        "who has the cookie but not the guest's key reads nothing"
+    );
     assert_eq!(one.open(&stolen).unwrap(), KEY_TEXT);
 }
 
@@ -177,7 +186,13 @@ fn what_is_not_registered_is_not_found() {
         refused(&client.resource(path), 404, "InvalidRequestPath");
         place.assert_refused("resource", "unregistered");
     }
-    for path in ["nginx/key", "nginx/key/disk/more", "../nginx/key/disk", "nginx/key/%64isk", ""] {
+    for path in [
+        "nginx/key",
+        "nginx/key/disk/more",
+        "../nginx/key/disk",
+        "nginx/key/%64isk",
+        "",
+    ] {
         refused(&client.resource(path), 404, "InvalidRequestPath");
     }
 }
@@ -205,8 +220,16 @@ fn only_the_admin_token_administers() {
     for token in ["", "wrong", &TOKEN[1..], &format!("{TOKEN}x")] {
         refused(&broker.admin("POST", "", token, &other), 401, "AdminAuth");
         place.assert_refused("admin", "admin-token");
-        refused(&broker.admin("GET", "/nginx", token, &Value::Null), 401, "AdminAuth");
-        refused(&broker.admin("DELETE", "/nginx", token, &Value::Null), 401, "AdminAuth");
+        refused(
+            &broker.admin("GET", "/nginx", token, &Value::Null),
+            401,
+            "AdminAuth",
+        );
+        refused(
+            &broker.admin("DELETE", "/nginx", token, &Value::Null),
+            401,
+            "AdminAuth",
+        );
     }
     let response = broker.http().call("GET", "/admin/v0/workloads", &[], b"");
     refused(&response, 401, "AdminAuth");
@@ -244,15 +267,24 @@ fn other_versions_devices_and_keys_are_refused() {
     let (place, broker) = started();
     let mut client = Client::connect(broker.address);
     let request = json!({"version": "0.1.0", "tee": "sample", "extra-params": ""}).to_string();
-    refused(&client.http.call("POST", "/kbs/v0/auth", &[], request.as_bytes()), 401, "AttestationError");
+    refused(
+        &client.http.call("POST", "/kbs/v0/auth", &[], request.as_bytes()),
+        401,
+        "AttestationError",
+    );
     place.assert_refused("auth", "request");
     client.auth("sample");
     let body = client.attestation(&client.nonce, &client.evidence(&guest(1, 2)));
-    let body = body.replace(r#""additional_evidence":"""#, r#""additional_evidence":"{\"nvidia\":{}}""#);
+    let body = body.replace(
+        r#""additional_evidence":"""#,
+        r#""additional_evidence":"{\"nvidia\":{}}""#,
+    );
     refused(&client.post_attestation(&body), 401, "AttestationError");
     place.assert_refused("attest", "evidence");
     client.auth("sample");
-    let body = client.attestation(&client.nonce, &client.evidence(&guest(1, 2))).replace("P-256", "P-521");
+    let body = client
+        .attestation(&client.nonce, &client.evidence(&guest(1, 2)))
+        .replace("P-256", "P-521");
     refused(&client.post_attestation(&body), 401, "AttestationError");
     place.assert_refused("attest", "tee-pubkey");
 }

@@ -39,7 +39,10 @@ impl Response {
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
-        let found = self.headers.iter().find(|(header, _)| header.eq_ignore_ascii_case(name));
+        let found = self
+            .headers
+            .iter()
+            .find(|(header, _)| header.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
     }
 
@@ -48,7 +51,9 @@ impl Response {
         let body = self.json();
         assert!(!body["detail"].as_str().unwrap().is_empty());
         let kind = body["type"].as_str().unwrap();
-        kind.strip_prefix("https://github.com/confidential-containers/kbs/errors/").unwrap().to_owned()
+        kind.strip_prefix("https://github.com/confidential-containers/kbs/errors/")
+            .unwrap()
+            .to_owned()
     }
 }
 
@@ -67,7 +72,10 @@ impl Http {
     }
 
     pub fn call(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
-        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: broker\r\nContent-Length: {}\r\n", body.len());
+        let mut head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: broker\r\nContent-Length: {}\r\n",
+            body.len()
+        );
         for (name, value) in headers {
             head += &format!("{name}: {value}\r\n");
         }
@@ -85,7 +93,9 @@ impl Http {
         loop {
             let mut line = String::new();
             self.stream.read_line(&mut line).ok()?;
-            let Some((name, value)) = line.trim_end().split_once(": ") else { break };
+            let Some((name, value)) = line.trim_end().split_once(": ") else {
+                break;
+            };
             headers.push((name.to_owned(), value.to_owned()));
         }
         let mut response = Response {
@@ -93,7 +103,10 @@ impl Http {
             headers,
             body: Vec::new(),
         };
-        let length = response.header("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
+        let length = response
+            .header("content-length")
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0);
         response.body = vec![0; length];
         self.stream.read_exact(&mut response.body).ok()?;
         Some(response)
@@ -152,7 +165,12 @@ impl Client {
 
     pub fn auth(&mut self, tee: &str) -> Response {
         let body = Self::request(tee).to_string();
-        let response = self.http.call("POST", "/kbs/v0/auth", &[("Content-Type", "application/json")], body.as_bytes());
+        let response = self.http.call(
+            "POST",
+            "/kbs/v0/auth",
+            &[("Content-Type", "application/json")],
+            body.as_bytes(),
+        );
         if response.status == 200 {
             let cookie = response.header("set-cookie").unwrap().split(';').next().unwrap();
             assert!(cookie.starts_with("kbs-session-id="));
@@ -196,12 +214,16 @@ impl Client {
     }
 
     pub fn evidence(&self, guest: &Guest) -> String {
-        guest.attest(report_data(&self.runtime_text(&self.nonce))).to_json()
+        guest
+            .attest(report_data(&self.runtime_text(&self.nonce)))
+            .to_json()
     }
 
     pub fn post_attestation(&mut self, body: &str) -> Response {
         let cookie = self.cookie.clone();
-        let response = self.http.call("POST", "/kbs/v0/attest", &[("Cookie", &cookie)], body.as_bytes());
+        let response = self
+            .http
+            .call("POST", "/kbs/v0/attest", &[("Cookie", &cookie)], body.as_bytes());
         if response.status == 200 && !response.body.is_empty() {
             self.token = response.json()["token"].as_str().unwrap().to_owned();
         }
@@ -223,14 +245,20 @@ impl Client {
 
     pub fn resource(&mut self, path: &str) -> Response {
         let cookie = self.cookie.clone();
-        self.http.call("GET", &format!("/kbs/v0/resource/{path}"), &[("Cookie", &cookie)], b"")
+        self.http.call(
+            "GET",
+            &format!("/kbs/v0/resource/{path}"),
+            &[("Cookie", &cookie)],
+            b"",
+        )
     }
 
     /// Opens a resource's JWE (RFC 7516 §5.2). `None` if it does not open.
     pub fn open(&self, jwe: &Value) -> Option<Vec<u8>> {
         let field = |name: &str| URL_SAFE_NO_PAD.decode(jwe[name].as_str()?).ok();
         let header: Value = serde_json::from_slice(&field("protected")?).ok()?;
-        if header["alg"] != "ECDH-ES+A256KW" || header["enc"] != "A256GCM" || header["epk"]["crv"] != "P-256" {
+        if header["alg"] != "ECDH-ES+A256KW" || header["enc"] != "A256GCM" || header["epk"]["crv"] != "P-256"
+        {
             return None;
         }
         let coordinate = |name: &str| URL_SAFE_NO_PAD.decode(header["epk"][name].as_str()?).ok();
@@ -254,6 +282,9 @@ impl Client {
             msg: &sealed,
             aad: jwe["protected"].as_str()?.as_bytes(),
         };
-        aes_gcm::Aes256Gcm::new_from_slice(&content_key).ok()?.decrypt(&iv.into(), payload).ok()
+        aes_gcm::Aes256Gcm::new_from_slice(&content_key)
+            .ok()?
+            .decrypt(&iv.into(), payload)
+            .ok()
     }
 }

@@ -19,7 +19,9 @@ fn register_until_killed(address: std::net::SocketAddr, prefix: String, stop: &A
         }
         let id = format!("{prefix}-{number}");
         let body = registration(&id, 1, 2).to_string();
-        let Ok(stream) = std::net::TcpStream::connect(address) else { break };
+        let Ok(stream) = std::net::TcpStream::connect(address) else {
+            break;
+        };
         drop(stream);
         let result = std::panic::catch_unwind(|| {
             let mut http = crate::client::Http::connect(address);
@@ -50,7 +52,9 @@ fn no_acknowledged_registration_is_lost_when_the_broker_is_killed() {
         let writers: Vec<_> = (0..2)
             .map(|writer| {
                 let (address, stop) = (broker.address, Arc::clone(&stop));
-                std::thread::spawn(move || register_until_killed(address, format!("r{round}w{writer}"), &stop))
+                std::thread::spawn(move || {
+                    register_until_killed(address, format!("r{round}w{writer}"), &stop)
+                })
             })
             .collect();
         let mut random = [0; 2];
@@ -66,7 +70,11 @@ fn no_acknowledged_registration_is_lost_when_the_broker_is_killed() {
         assert!(lost.is_empty(), "round {round} lost {lost:?}");
         broker.kill();
     }
-    assert!(expected.len() > rounds, "only {} registrations were acknowledged", expected.len());
+    assert!(
+        expected.len() > rounds,
+        "only {} registrations were acknowledged",
+        expected.len()
+    );
     let broker = place.serve();
     let mut client = Client::connect(broker.address);
     client.handshake(&guest(1, 2));
@@ -88,7 +96,10 @@ fn a_damaged_store_is_a_sentence() {
     bad[middle] ^= 1;
     for (bytes, sentence) in [
         (&bad[..], "is damaged at byte 1"),
-        (&good[..good.len() - 1], "the file is shorter than what was acknowledged"),
+        (
+            &good[..good.len() - 1],
+            "the file is shorter than what was acknowledged",
+        ),
         (&good[..100], "neither commit slot is whole"),
         (&[][..], "is not a store of cwrun-broker"),
     ] {
@@ -103,7 +114,11 @@ fn a_damaged_store_is_a_sentence() {
     }
     std::fs::write(place.path("store"), good).unwrap();
     let output = place.run("check");
-    assert!(String::from_utf8(output.stdout).unwrap().contains("3 workloads are registered"));
+    assert!(
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .contains("3 workloads are registered")
+    );
 }
 
 #[test]
@@ -120,5 +135,8 @@ fn one_store_has_one_broker_and_its_own_key() {
     assert!(place.run("init").status.success());
     std::fs::rename(place.path("old"), place.path("store")).unwrap();
     let said = String::from_utf8(place.run("serve").stderr).unwrap();
-    assert!(said.contains("the key file does not belong to the store"), "{said}");
+    assert!(
+        said.contains("the key file does not belong to the store"),
+        "{said}"
+    );
 }

@@ -26,7 +26,22 @@ impl Random {
 }
 
 const TOKENS: [&str; 16] = [
-    "{", "}", "[", "]", "\"", "null", "0", "-1", "1e999", "\\u0000", "\\ud800", "\u{fffd}", ":", ",", "\r\n", "99999999999999999999",
+    "{",
+    "}",
+    "[",
+    "]",
+    "\"",
+    "null",
+    "0",
+    "-1",
+    "1e999",
+    "\\u0000",
+    "\\ud800",
+    "\u{fffd}",
+    ":",
+    ",",
+    "\r\n",
+    "99999999999999999999",
 ];
 
 fn mutate(random: &mut Random, bytes: &mut Vec<u8>) {
@@ -43,7 +58,10 @@ fn mutate(random: &mut Random, bytes: &mut Vec<u8>) {
                 bytes.splice(place..place, copy);
             }
             4 => bytes.truncate(at),
-            _ => drop(bytes.splice(at..to, random.pick(&TOKENS).repeat(random.below(300)).into_bytes())),
+            _ => drop(bytes.splice(
+                at..to,
+                random.pick(&TOKENS).repeat(random.below(300)).into_bytes(),
+            )),
         }
     }
 }
@@ -54,7 +72,10 @@ fn request(random: &mut Random, client: &Client) -> Vec<u8> {
     let attestation = client.attestation(&client.nonce, &client.evidence(&guest(1, 2)));
     let auth = Client::request("sample").to_string();
     let old = r#"{"version":"0.0.0","tee":"sample","extra-params":"{\"workload_id\":\"nginx\"}"}"#.to_owned();
-    let workload = format!(r#"{{"workload_id":"w","launch_measurement":"{}","tee_config":"{{}}","passphrase":"p"}}"#, "0".repeat(96));
+    let workload = format!(
+        r#"{{"workload_id":"w","launch_measurement":"{}","tee_config":"{{}}","passphrase":"p"}}"#,
+        "0".repeat(96)
+    );
     let registered = registration("fuzzed", 1, 2).to_string();
     let (method, path, mut body) = match random.below(9) {
         0 => ("POST", "/kbs/v0/auth", auth),
@@ -85,7 +106,10 @@ fn request(random: &mut Random, client: &Client) -> Vec<u8> {
 
 #[test]
 fn random_requests_neither_stop_the_broker_nor_get_its_key() {
-    let time = match std::env::var("CWRUN_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()) {
+    let time = match std::env::var("CWRUN_FUZZ_SECONDS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+    {
         Some(seconds) => Duration::from_secs(seconds),
         None => Duration::from_secs(if soak() { 600 } else { 5 }),
     };

@@ -48,7 +48,11 @@ impl Place {
         };
         place.configure(more);
         let output = place.run("init");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         place
     }
 
@@ -59,7 +63,10 @@ impl Place {
 
     pub fn configure(&self, more: &str) {
         let path = |name: &str| self.path(name).display().to_string();
-        let hash: String = Sha256::digest(TOKEN).iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash: String = Sha256::digest(TOKEN)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         let text = format!(
             "listen = \"127.0.0.1:0\"\nstore = {:?}\nkey_file = {:?}\nverdict_log = {:?}\nadmin_token_sha256 = \"{hash}\"\n{more}",
             path("store"),
@@ -74,7 +81,12 @@ impl Place {
     }
 
     pub fn run(&self, command: &str) -> Output {
-        broker_command().arg(command).arg("--config").arg(self.path("config")).output().unwrap()
+        broker_command()
+            .arg(command)
+            .arg("--config")
+            .arg(self.path("config"))
+            .output()
+            .unwrap()
     }
 
     pub fn serve(&self) -> Broker {
@@ -84,7 +96,9 @@ impl Place {
     /// All verdicts so far.
     pub fn verdicts(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.path("verdicts")).unwrap_or_default();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     /// The last verdict's event, outcome and clause.
@@ -156,7 +170,12 @@ impl Broker {
     pub fn admin(&self, method: &str, path: &str, token: &str, body: &Value) -> Response {
         let authorization = format!("Bearer {token}");
         let path = format!("/admin/v0/workloads{path}");
-        self.http().call(method, &path, &[("Authorization", &authorization)], body.to_string().as_bytes())
+        self.http().call(
+            method,
+            &path,
+            &[("Authorization", &authorization)],
+            body.to_string().as_bytes(),
+        )
     }
 
     #[track_caller]

@@ -44,7 +44,12 @@ fn no_secret_shows_in_any_file_or_message_of_the_broker() {
     assert_eq!(summary.status, 200);
     let mut texts = vec![summary.body, broker.log.lock().unwrap().clone().into_bytes()];
     texts.extend(["store", "verdicts"].map(|name| std::fs::read(place.path(name)).unwrap()));
-    let secrets = [KEY.as_bytes(), KEY_TEXT, TOKEN.as_bytes(), client.cookie.as_bytes()];
+    let secrets = [
+        KEY.as_bytes(),
+        KEY_TEXT,
+        TOKEN.as_bytes(),
+        client.cookie.as_bytes(),
+    ];
     for text in texts {
         for secret in secrets {
             assert!(!text.windows(secret.len()).any(|window| window == secret));
@@ -61,13 +66,21 @@ fn the_token_of_an_attestation_stands_for_the_cookie() {
     client.handshake(&guest(1, 2));
     let get = |client: &mut Client, token: &str| {
         let authorization = format!("Bearer {token}");
-        client.http.call("GET", "/kbs/v0/resource/nginx/key/disk", &[("Authorization", &authorization)], b"")
+        client.http.call(
+            "GET",
+            "/kbs/v0/resource/nginx/key/disk",
+            &[("Authorization", &authorization)],
+            b"",
+        )
     };
     let token = client.token.clone();
     let response = get(&mut client, &token);
     assert_eq!(client.open(&response.json()).unwrap(), KEY_TEXT);
     let response = get(&mut client, &token.replacen('.', ".A", 1));
-    assert_eq!((response.status, response.error_kind()), (401, "TokenNotFound".into()));
+    assert_eq!(
+        (response.status, response.error_kind()),
+        (401, "TokenNotFound".into())
+    );
 }
 
 #[test]
@@ -76,7 +89,9 @@ fn report_data_without_additional_evidence_is_good_too() {
     let broker = place.serve();
     let mut client = Client::connect(broker.address);
     client.auth("sample");
-    let text = client.runtime_text(&client.nonce).replace(r#""additional-evidence":"","#, "");
+    let text = client
+        .runtime_text(&client.nonce)
+        .replace(r#""additional-evidence":"","#, "");
     let evidence = guest(1, 2).attest(report_data(&text)).to_json();
     let body = client.attestation(&client.nonce, &evidence);
     assert_eq!(client.post_attestation(&body).status, 200);
@@ -87,10 +102,30 @@ fn registrations_survive_a_restart_and_can_be_replaced_and_removed() {
     let place = Place::lax();
     let broker = place.serve();
     broker.register(&registration("nginx", 1, 2));
-    assert_eq!(broker.admin("POST", "", TOKEN, &registration("nginx", 1, 2)).status, 409);
-    assert_eq!(broker.admin("PUT", "/nginx", TOKEN, &registration("nginx", 3, 2)).status, 200);
-    assert_eq!(broker.admin("PUT", "/other", TOKEN, &registration("other", 1, 2)).status, 201);
-    assert_eq!(broker.admin("PUT", "/third", TOKEN, &registration("other", 1, 2)).status, 400);
+    assert_eq!(
+        broker
+            .admin("POST", "", TOKEN, &registration("nginx", 1, 2))
+            .status,
+        409
+    );
+    assert_eq!(
+        broker
+            .admin("PUT", "/nginx", TOKEN, &registration("nginx", 3, 2))
+            .status,
+        200
+    );
+    assert_eq!(
+        broker
+            .admin("PUT", "/other", TOKEN, &registration("other", 1, 2))
+            .status,
+        201
+    );
+    assert_eq!(
+        broker
+            .admin("PUT", "/third", TOKEN, &registration("other", 1, 2))
+            .status,
+        400
+    );
     broker.kill();
     let broker = place.serve();
     let list = broker.admin("GET", "", TOKEN, &Value::Null).json();
@@ -108,7 +143,10 @@ fn policy_files_apply_as_soon_as_they_are_written() {
     let place = Place::lax();
     let policies = place.path("policies");
     std::fs::create_dir(&policies).unwrap();
-    place.configure(&format!("policies = {:?}\n[evidence]\naccept_sim = true\n", policies.display().to_string()));
+    place.configure(&format!(
+        "policies = {:?}\n[evidence]\naccept_sim = true\n",
+        policies.display().to_string()
+    ));
     let broker = place.serve();
     broker.register(&registration("nginx", 1, 2));
     let mut client = Client::connect(broker.address);
@@ -124,7 +162,8 @@ fn policy_files_apply_as_soon_as_they_are_written() {
 
 #[test]
 fn the_older_dialect_registers_attests_and_gets_its_passphrase() {
-    let place = Place::new("[evidence]\naccept_sim = true\n[mkcw]\nenabled = true\nopen_registration = true\n");
+    let place =
+        Place::new("[evidence]\naccept_sim = true\n[mkcw]\nenabled = true\nopen_registration = true\n");
     let broker = place.serve();
     assert!(broker.log.lock().unwrap().contains("open_registration is true"));
     let workload = json!({
@@ -133,14 +172,32 @@ fn the_older_dialect_registers_attests_and_gets_its_passphrase() {
         "tee_config": "{\"cpus\":2}",
         "passphrase": "open sesame",
     });
-    let register = |workload: &Value| broker.http().call("POST", "/kbs/v0/register_workload", &[], workload.to_string().as_bytes());
+    let register = |workload: &Value| {
+        broker.http().call(
+            "POST",
+            "/kbs/v0/register_workload",
+            &[],
+            workload.to_string().as_bytes(),
+        )
+    };
     assert_eq!(register(&workload).status, 200);
-    assert_eq!(register(&workload).status, 409, "nobody replaces a registration without the token");
+    assert_eq!(
+        register(&workload).status,
+        409,
+        "nobody replaces a registration without the token"
+    );
     let mut http = broker.http();
-    let request = json!({"version": "0.0.0", "tee": "sample", "extra-params": "{\"workload_id\":\"sealed\"}"});
+    let request =
+        json!({"version": "0.0.0", "tee": "sample", "extra-params": "{\"workload_id\":\"sealed\"}"});
     let response = http.call("POST", "/kbs/v0/auth", &[], request.to_string().as_bytes());
     assert_eq!(response.status, 200, "{}", response.text());
-    let cookie = response.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+    let cookie = response
+        .header("set-cookie")
+        .unwrap()
+        .split(';')
+        .next()
+        .unwrap()
+        .to_owned();
     assert!(cookie.starts_with("session_id="));
     let nonce = response.json()["nonce"].as_str().unwrap().to_owned();
     let secret = RsaPrivateKey::new(&mut getrandom::SysRng, 2048).unwrap();
@@ -148,12 +205,22 @@ fn the_older_dialect_registers_attests_and_gets_its_passphrase() {
     let exponent = STANDARD.encode(secret.e().to_be_bytes_trimmed_vartime());
     let hash = Sha512::digest(format!("{nonce}{modulus}{exponent}"));
     let evidence = guest(1, 7).attest(ReportData(hash.into()));
-    let report: String = evidence.report.bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let report: String = evidence
+        .report
+        .bytes()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let attestation = json!({
         "tee-pubkey": {"alg": "RSA", "k-mod": modulus, "k-exp": exponent},
         "tee-evidence": json!({"report": report, "cert_chain": "", "gen": "genoa"}).to_string(),
     });
-    let response = http.call("POST", "/kbs/v0/attest", &[("Cookie", &cookie)], attestation.to_string().as_bytes());
+    let response = http.call(
+        "POST",
+        "/kbs/v0/attest",
+        &[("Cookie", &cookie)],
+        attestation.to_string().as_bytes(),
+    );
     assert_eq!(response.status, 200, "{}", response.text());
     let response = http.call("GET", "/kbs/v0/key/sealed", &[("Cookie", &cookie)], b"");
     assert_eq!(response.status, 200, "{}", response.text());
@@ -171,9 +238,15 @@ fn the_older_dialect_registers_attests_and_gets_its_passphrase() {
 fn the_older_dialect_is_off_unless_it_is_turned_on() {
     let place = Place::lax();
     let broker = place.serve();
-    let request = json!({"version": "0.0.0", "tee": "snp", "extra-params": "{\"workload_id\":\"x\"}"}).to_string();
-    let response = broker.http().call("POST", "/kbs/v0/auth", &[], request.as_bytes());
-    assert_eq!((response.status, response.error_kind()), (401, "AttestationError".into()));
+    let request =
+        json!({"version": "0.0.0", "tee": "snp", "extra-params": "{\"workload_id\":\"x\"}"}).to_string();
+    let response = broker
+        .http()
+        .call("POST", "/kbs/v0/auth", &[], request.as_bytes());
+    assert_eq!(
+        (response.status, response.error_kind()),
+        (401, "AttestationError".into())
+    );
     for (method, path) in [("POST", "/kbs/v0/register_workload"), ("GET", "/kbs/v0/key/x")] {
         assert_eq!(broker.http().call(method, path, &[], b"{}").status, 404);
     }
@@ -206,7 +279,10 @@ fn health_and_metrics_are_there() {
 fn the_broker_stops_when_it_is_told_to() {
     let place = Place::lax();
     let mut broker = place.serve();
-    let status = std::process::Command::new("kill").arg(broker.pid().to_string()).status().unwrap();
+    let status = std::process::Command::new("kill")
+        .arg(broker.pid().to_string())
+        .status()
+        .unwrap();
     assert!(status.success());
     for _ in 0..200 {
         if !broker.runs() {
@@ -222,10 +298,17 @@ fn a_token_that_the_program_made_is_the_admins() {
     let output = broker_command().arg("token").output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let token = text.lines().nth(2).unwrap().trim();
-    let line = text.lines().find(|line| line.contains("admin_token_sha256")).unwrap().trim();
+    let line = text
+        .lines()
+        .find(|line| line.contains("admin_token_sha256"))
+        .unwrap()
+        .trim();
     let place = Place::lax();
     let config = std::fs::read_to_string(place.path("config")).unwrap();
-    let old = config.lines().find(|line| line.starts_with("admin_token_sha256")).unwrap();
+    let old = config
+        .lines()
+        .find(|line| line.starts_with("admin_token_sha256"))
+        .unwrap();
     std::fs::write(place.path("config"), config.replace(old, line)).unwrap();
     let broker = place.serve();
     assert_eq!(broker.admin("GET", "", token, &Value::Null).status, 200);
