@@ -3,6 +3,7 @@
 use crate::cgroup;
 use crate::logging::Format;
 use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -398,8 +399,8 @@ pub struct DiskCachePrune {
 /// `disk build`
 #[derive(Debug, Args)]
 pub struct DiskBuild {
-    /// Directory with the root file system
-    pub rootfs: PathBuf,
+    /// Directory with the root file system, or an image: oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG]
+    pub source: OsString,
     /// Image file to write
     pub image: PathBuf,
     /// Key: 64 bytes are the volume key itself, anything else is a passphrase; made if it does not exist [default: IMAGE.key]

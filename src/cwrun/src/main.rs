@@ -19,6 +19,7 @@ mod commands;
 mod control;
 mod failure;
 mod guest_files;
+mod image;
 mod image_file;
 mod infra;
 mod kvm;

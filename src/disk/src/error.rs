@@ -67,6 +67,24 @@ pub enum Error {
         /// The root file system.
         path: PathBuf,
     },
+    /// A member of an archive that no root file system can have, or an archive that is none.
+    #[error("layer {layer}: {member:?} {problem}")]
+    Archive {
+        /// Which of the layers, the lowest being 1.
+        layer: usize,
+        /// Its path in the archive, as far as it is known.
+        member: PathBuf,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// An archive could not be read.
+    #[error("cannot read layer {layer}")]
+    ArchiveRead {
+        /// Which of the layers, the lowest being 1.
+        layer: usize,
+        /// The cause.
+        source: io::Error,
+    },
     /// A system call on the image failed.
     #[error("cannot {action} the disk image")]
     Image {

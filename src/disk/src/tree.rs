@@ -13,11 +13,13 @@
 //! something else is mounted stays, with the attributes it shows, and is empty; a file on which another is mounted
 //! likewise. An overlay mount is one mount, whatever device numbers its files report.
 
+mod archive;
 mod digest;
 mod list;
 mod markers;
 mod open;
 mod scan;
+mod tar;
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -25,6 +27,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+pub use archive::Archive;
 pub use markers::Markers;
 pub(crate) use open::Reader;
 
@@ -40,8 +43,8 @@ pub struct Tree {
     path: PathBuf,
     /// How marks of overlayfs were read.
     markers: Markers,
-    /// The top directory. Every later access starts here, so that renaming it does no harm.
-    root: OwnedFd,
+    /// What holds the data of its files.
+    source: Source,
     pub(crate) inodes: Vec<Inode>,
     pub(crate) entries: Vec<Entry>,
     /// Distinct sets of extended attributes; the first is the empty one.
@@ -49,6 +52,14 @@ pub struct Tree {
     names: Vec<u8>,
     /// Inodes on which something else is mounted.
     covered: Vec<u32>,
+}
+
+/// Where a tree was found.
+enum Source {
+    /// The top directory. Every later access starts here, so that renaming it does no harm.
+    Directory(OwnedFd),
+    /// Archives, the lowest layer first.
+    Archives(Vec<Archive>),
 }
 
 /// A name in a directory, "." and ".." included.
@@ -75,17 +86,33 @@ pub(crate) struct Inode {
     /// Names of it in this tree; for a directory 2 and one for each subdirectory.
     pub(crate) nlink: u32,
     pub(crate) mtime: Time,
-    ctime: Time,
-    /// Inode number in the source.
-    number: u64,
-    /// Which of the devices met in the scan; 0 is the first one.
-    device: u32,
+    origin: Origin,
     /// Index in [`Tree::xattrs`].
     pub(crate) xattrs: u32,
     /// The directory it was found in first.
     parent: u32,
     /// Its name there.
     name: Span,
+}
+
+/// What tells a file from others in its source, and finds its data again.
+#[derive(Clone, Copy)]
+enum Origin {
+    /// A file of a directory.
+    File {
+        /// Which of the devices met in the scan; 0 is the first one.
+        device: u32,
+        /// Inode number.
+        number: u64,
+        ctime: Time,
+    },
+    /// A member of an archive.
+    Member {
+        /// Index of the archive.
+        archive: u32,
+        /// Where in it the data begins, in bytes.
+        offset: u64,
+    },
 }
 
 /// What depends on the type of a file.
@@ -105,7 +132,7 @@ pub(crate) enum Kind {
 pub(crate) struct Target(Span);
 
 /// A point in time as the kernel gives it.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Time {
     pub(crate) seconds: i64,
     pub(crate) nanoseconds: u32,
@@ -133,6 +160,16 @@ impl Tree {
     /// Those of [`Tree::scan`], and [`Error::Marker`] for a mark that can't be given the meaning asked for.
     pub fn scan_as(path: &Path, markers: Markers) -> Result<Self, Error> {
         scan::scan(path, markers)
+    }
+
+    /// The tree that unpacking `layers` one over the other would make, the lowest first, without unpacking them. Their members' data is
+    /// read from the archives when the tree is converted. Deletions are those of the OCI image specification (layer.md, "Whiteouts");
+    /// what looks like a mark of overlayfs is read as `markers` says.
+    ///
+    /// # Errors
+    /// [`Error::Archive`] naming layer, member and what is wrong with it; [`Error::XattrValue`], [`Error::Marker`], [`Error::TooMany`].
+    pub fn from_archives(layers: Vec<Archive>, markers: Markers) -> Result<Self, Error> {
+        archive::tree(layers, markers)
     }
 
     /// Converts the tree into `image`, an empty regular file open for reading and writing.

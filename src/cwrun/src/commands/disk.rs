@@ -1,8 +1,9 @@
 //! `disk`: make and examine encrypted disks by hand.
 
 use crate::cli::{Disk, DiskBuild, DiskInspect};
+use crate::image::Reference;
 use anyhow::{Context, Result, ensure};
-use disk::{Inspection, Options, Progress, Unlock};
+use disk::{Inspection, Markers, Options, Progress, Unlock};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use serde_json::json;
@@ -33,9 +34,13 @@ fn build(args: &DiskBuild) -> Result<()> {
     let key = KeyFile::read_or_generate(&key_path)?;
     let unlock =
         Unlock::from_key_file(&key.bytes).with_context(|| format!("key file {}", key_path.display()))?;
-    let context = || format!("root file system {}", args.rootfs.display());
-    let tree = disk::Tree::scan(&args.rootfs).with_context(context)?;
+    let context = || format!("root file system {}", args.source.display());
     let output = Output::create(&args.image)?;
+    let tree = match args.source.to_str().and_then(Reference::parse) {
+        Some(image) => disk::Tree::from_archives(image.layers(directory_of(&args.image))?, Markers::Plain),
+        None => disk::Tree::scan(args.source.as_ref()),
+    };
+    let tree = tree.with_context(context)?;
     let bar = progress_bar();
     let show = |progress: Progress| {
         bar.set_length(progress.total);
@@ -205,10 +210,7 @@ impl Output {
             path.display()
         );
         ensure!(!path.is_dir(), "image {} is a directory", path.display());
-        let dir = path
-            .parent()
-            .filter(|dir| !dir.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
+        let dir = directory_of(path);
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR).with_context(context)?;
         Ok(Self {
@@ -231,6 +233,12 @@ impl Output {
         };
         publish().with_context(|| format!("image {}", self.path.display()))
     }
+}
+
+/// The directory that a file is in.
+fn directory_of(path: &Path) -> &Path {
+    let parent = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    parent.unwrap_or(Path::new("."))
 }
 
 fn suffixed(path: &Path, suffix: &str) -> PathBuf {

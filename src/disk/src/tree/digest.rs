@@ -5,7 +5,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::{Inode, Kind, Time, Tree};
+use super::{Inode, Kind, Origin, Source, Time, Tree};
 use crate::FORMAT_VERSION;
 
 /// See [`Tree::metadata_digest`]: nothing that a faithful copy of the tree would change.
@@ -31,15 +31,32 @@ pub(super) fn metadata(tree: &Tree) -> [u8; 32] {
 pub(super) fn identity(tree: &Tree) -> [u8; 32] {
     let mut digest = Stream(Sha256::new_with_prefix(b"cwrun tree identity v1\0"));
     digest.0.update(metadata(tree));
+    if let Source::Archives(archives) = &tree.source {
+        for archive in archives {
+            digest.0.update(archive.digest);
+        }
+    }
     // Everything else is in the metadata as a whole; only of these the data is not.
     for inode in tree
         .inodes
         .iter()
         .filter(|inode| matches!(inode.kind, Kind::Regular { .. }))
     {
-        digest.number(u64::from(inode.device));
-        digest.number(inode.number);
-        digest.time(inode.ctime);
+        match inode.origin {
+            Origin::File {
+                device,
+                number,
+                ctime,
+            } => {
+                digest.number(u64::from(device));
+                digest.number(number);
+                digest.time(ctime);
+            }
+            Origin::Member { archive, offset } => {
+                digest.number(u64::from(archive));
+                digest.number(offset);
+            }
+        }
     }
     digest.0.finalize().into()
 }

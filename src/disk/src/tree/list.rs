@@ -190,7 +190,7 @@ pub(super) fn stat(fd: BorrowedFd<'_>, name: &[u8], flags: AtFlags) -> Result<St
 }
 
 /// The namespaces that belong to the tree; see [`Tree::scan`](super::Tree::scan).
-fn is_kept(name: &[u8]) -> bool {
+pub(super) fn is_kept(name: &[u8]) -> bool {
     let prefixed = [&b"user."[..], b"trusted.", b"security."]
         .iter()
         .any(|prefix| name.starts_with(prefix));

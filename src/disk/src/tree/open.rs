@@ -1,5 +1,6 @@
-//! Opening what a scan has found: relative to directories that are held open, in steps shorter than `PATH_MAX`, never
+//! Reading what a scan has found. Files of a directory are opened relative to directories that are held open, in steps shorter than `PATH_MAX`, never
 //! through a symbolic link and never into another mount, even if somebody rearranges the tree meanwhile.
+//! Members of archives lie in open files.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,7 +9,7 @@ use std::rc::Rc;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::{Kind, ROOT, Tree};
+use super::{Archive, Kind, Origin, ROOT, Source, Time, Tree};
 use crate::Error;
 
 /// Directories kept open for the next file beside the last.
@@ -18,14 +19,21 @@ const KEPT: usize = 16;
 const LONGEST: usize = 4095;
 
 /// Opens directories of a tree and remembers the last few.
-#[derive(Default)]
-pub(super) struct Directories {
+struct Directories<'t> {
+    top: BorrowedFd<'t>,
     kept: VecDeque<(u32, Rc<OwnedFd>)>,
 }
 
-impl Directories {
+impl<'t> Directories<'t> {
+    fn new(top: BorrowedFd<'t>) -> Self {
+        Self {
+            top,
+            kept: VecDeque::new(),
+        }
+    }
+
     /// The directory with the inode `index`, open for reading.
-    pub(super) fn open(&mut self, tree: &Tree, index: u32) -> Result<Rc<OwnedFd>, Error> {
+    fn open(&mut self, tree: &Tree, index: u32) -> Result<Rc<OwnedFd>, Error> {
         let (mut names, mut at) = (Vec::new(), index);
         let mut base = loop {
             if let Some((_, kept)) = self.kept.iter().find(|(kept, _)| *kept == at) {
@@ -41,7 +49,7 @@ impl Directories {
             return Ok(Rc::clone(open));
         }
         for step in steps(&names) {
-            let from = base.as_ref().map_or(tree.root.as_fd(), |fd| fd.as_fd());
+            let from = base.as_ref().map_or(self.top, |fd| fd.as_fd());
             let open = open_below(from, &step, OFlags::DIRECTORY);
             base = Some(Rc::new(open.map_err(|errno| tree.error("open", index, errno))?));
         }
@@ -101,60 +109,90 @@ pub(super) fn open_below(from: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Re
 /// Reads data of regular files. One for each thread.
 pub(crate) struct Reader<'t> {
     tree: &'t Tree,
-    directories: Directories,
+    place: Place<'t>,
+}
+
+/// Where the data is.
+enum Place<'t> {
+    Directory(Directories<'t>),
+    Archives(&'t [Archive]),
 }
 
 impl<'t> Reader<'t> {
     pub(crate) fn new(tree: &'t Tree) -> Self {
-        Self {
-            tree,
-            directories: Directories::default(),
-        }
+        let place = match &tree.source {
+            Source::Directory(top) => Place::Directory(Directories::new(top.as_fd())),
+            Source::Archives(archives) => Place::Archives(archives),
+        };
+        Self { tree, place }
     }
 
     /// Fills `buffer` with the data of a regular file from `offset` bytes on. The file must still be what it was in
     /// the scan once its data has been read.
     pub(crate) fn read(&mut self, index: u32, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
-        let inode = self.tree.at(index);
-        let directory = self.directories.open(self.tree, inode.parent)?;
-        let name = self.tree.bytes(inode.name);
-        let file = match open_below(directory.as_fd(), name, OFlags::empty()) {
-            Ok(file) => file,
-            // Gone, or a symbolic link or another mount now.
-            Err(Errno::NOENT | Errno::LOOP | Errno::XDEV | Errno::NXIO) => return Err(self.changed(index)),
-            Err(errno) => return Err(self.tree.error("open", index, errno)),
-        };
-        let mut done = 0;
-        while done < buffer.len() {
-            match rustix::io::pread(&file, &mut buffer[done..], offset + done as u64) {
-                Ok(0) => return Err(self.changed(index)),
-                Ok(got) => done += got,
-                Err(Errno::INTR) => {}
-                Err(errno) => {
-                    // What was a file may be something that can't be read like one by now.
-                    self.unchanged(index, &file)?;
-                    return Err(self.tree.error("read", index, errno));
-                }
+        let (tree, inode) = (self.tree, self.tree.at(index));
+        match (&mut self.place, inode.origin) {
+            (
+                Place::Archives(archives),
+                Origin::Member {
+                    archive,
+                    offset: start,
+                },
+            ) => fill(
+                tree,
+                index,
+                &archives[archive as usize].file,
+                start + offset,
+                buffer,
+            ),
+            (Place::Directory(directories), Origin::File { number, ctime, .. }) => {
+                let directory = directories.open(tree, inode.parent)?;
+                let file = match open_below(directory.as_fd(), tree.bytes(inode.name), OFlags::empty()) {
+                    Ok(file) => file,
+                    // Gone, or a symbolic link or another mount now.
+                    Err(Errno::NOENT | Errno::LOOP | Errno::XDEV | Errno::NXIO) => {
+                        return Err(changed(tree, index));
+                    }
+                    Err(errno) => return Err(tree.error("open", index, errno)),
+                };
+                let filled = fill(tree, index, &file, offset, buffer);
+                // What was a file may be something that can't be read like one by now.
+                unchanged(tree, index, &file, number, ctime)?;
+                filled
             }
+            _ => unreachable!("a tree is made of one source"),
         }
-        self.unchanged(index, &file)
     }
+}
 
-    fn unchanged(&self, index: u32, file: &OwnedFd) -> Result<(), Error> {
-        let inode = self.tree.at(index);
-        let now = rustix::fs::fstat(file).map_err(|errno| self.tree.error("read", index, errno))?;
-        let same = matches!(inode.kind, Kind::Regular { size } if i64::try_from(size) == Ok(now.st_size))
-            && now.st_ino == inode.number
-            && u32::from(inode.mode) == now.st_mode
-            && (inode.mtime.seconds, u64::from(inode.mtime.nanoseconds)) == (now.st_mtime, now.st_mtime_nsec)
-            && (inode.ctime.seconds, u64::from(inode.ctime.nanoseconds)) == (now.st_ctime, now.st_ctime_nsec);
-        if same { Ok(()) } else { Err(self.changed(index)) }
-    }
-
-    fn changed(&self, index: u32) -> Error {
-        Error::Changed {
-            path: self.tree.path(index),
+/// Fills `buffer` with what `file` has from `offset` bytes on; it is known to have that much, unless it was changed.
+fn fill(tree: &Tree, index: u32, file: impl AsFd, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match rustix::io::pread(&file, &mut buffer[done..], offset + done as u64) {
+            Ok(0) => return Err(changed(tree, index)),
+            Ok(got) => done += got,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(tree.error("read", index, errno)),
         }
+    }
+    Ok(())
+}
+
+fn unchanged(tree: &Tree, index: u32, file: &OwnedFd, number: u64, ctime: Time) -> Result<(), Error> {
+    let inode = tree.at(index);
+    let now = rustix::fs::fstat(file).map_err(|errno| tree.error("read", index, errno))?;
+    let same = matches!(inode.kind, Kind::Regular { size } if i64::try_from(size) == Ok(now.st_size))
+        && now.st_ino == number
+        && u32::from(inode.mode) == now.st_mode
+        && (inode.mtime.seconds, u64::from(inode.mtime.nanoseconds)) == (now.st_mtime, now.st_mtime_nsec)
+        && (ctime.seconds, u64::from(ctime.nanoseconds)) == (now.st_ctime, now.st_ctime_nsec);
+    if same { Ok(()) } else { Err(changed(tree, index)) }
+}
+
+fn changed(tree: &Tree, index: u32) -> Error {
+    Error::Changed {
+        path: tree.path(index),
     }
 }
 

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::list::{self, Desk, Failure, File, Found, Listing, Request, Ticket, Xattrs, stat};
 use super::markers::{Attribute, Markers};
 use super::open::steps_to;
-use super::{Entry, Inode, Kind, ROOT, Span, Target, Time, Tree, XattrSet};
+use super::{Entry, Inode, Kind, Origin, ROOT, Source, Span, Target, Time, Tree, XattrSet};
 use crate::Error;
 
 /// Longest value of an extended attribute that EROFS can store.
@@ -46,10 +46,15 @@ pub(super) fn scan(path: &Path, markers: Markers) -> Result<Tree, Error> {
     )
     .map_err(source("open"))?;
     let stat = stat(root.as_fd(), b"", AtFlags::EMPTY_PATH).map_err(source("examine"))?;
+    let top = root.try_clone().map_err(|error| Error::Source {
+        action: "open",
+        path: path.to_owned(),
+        source: error,
+    })?;
     let tree = Tree {
         path: path.to_owned(),
         markers,
-        root,
+        source: Source::Directory(root),
         inodes: Vec::new(),
         entries: Vec::new(),
         xattrs: vec![XattrSet::new()],
@@ -67,22 +72,17 @@ pub(super) fn scan(path: &Path, markers: Markers) -> Result<Tree, Error> {
     scan.sets.insert(XattrSet::new(), 0);
     let kind = Kind::Directory { first: 0, count: 0 };
     scan.add(kind, &stat, ROOT, Span::default())?;
-    let xattrs = list::own_xattrs(scan.tree.root.as_fd());
+    let xattrs = list::own_xattrs(top.as_fd());
     scan.tree.inodes[ROOT as usize].xattrs = scan.xattrs(xattrs, ROOT)?;
-    let root = scan.tree.root.try_clone().map_err(|error| Error::Source {
-        action: "open",
-        path: path.to_owned(),
-        source: error,
-    })?;
     let desk = Desk::default();
     thread::scope(|scope| {
         let start = || {
             let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
             for _ in 0..threads.min(MOST_THREADS) {
-                scope.spawn(|| desk.serve(root.as_fd()));
+                scope.spawn(|| desk.serve(top.as_fd()));
             }
         };
-        let result = scan.walk(&mut Ahead::new(root.as_fd(), &desk, &start));
+        let result = scan.walk(&mut Ahead::new(top.as_fd(), &desk, &start));
         desk.close();
         result
     })?;
@@ -207,8 +207,8 @@ impl Scan {
         if covered {
             self.tree.covered.push(inode);
         } else if stat.stx_nlink > 1 && !matches!(kind, Kind::Directory { .. }) {
-            self.links
-                .insert((self.tree.at(inode).device, stat.stx_ino), inode);
+            let device = self.device(&stat);
+            self.links.insert((device, stat.stx_ino), inode);
         }
         let xattrs = self.xattrs(xattrs, inode)?;
         self.tree.inodes[inode as usize].xattrs = xattrs;
@@ -244,16 +244,19 @@ impl Scan {
         })
     }
 
+    /// Which of the devices met so far a file lies on.
+    fn device(&mut self, stat: &Statx) -> u32 {
+        let next = self.devices.len() as u32; // at most one for each inode
+        let numbers = (stat.stx_dev_major, stat.stx_dev_minor);
+        *self.devices.entry(numbers).or_insert(next)
+    }
+
     /// A new inode; directories also count in their parent's links.
     fn add(&mut self, kind: Kind, stat: &Statx, parent: u32, name: Span) -> Result<u32, Error> {
         let index = u32::try_from(self.tree.inodes.len()).map_err(|_| Error::TooMany {
             path: self.tree.root_path().to_owned(),
         })?;
-        let devices = self.devices.len() as u32; // at most one for each inode
-        let device = *self
-            .devices
-            .entry((stat.stx_dev_major, stat.stx_dev_minor))
-            .or_insert(devices);
+        let device = self.device(stat);
         let directory = matches!(kind, Kind::Directory { .. });
         self.tree.inodes.push(Inode {
             kind,
@@ -262,9 +265,11 @@ impl Scan {
             gid: stat.stx_gid,
             nlink: if directory { 2 } else { 1 },
             mtime: time(&stat.stx_mtime),
-            ctime: time(&stat.stx_ctime),
-            number: stat.stx_ino,
-            device,
+            origin: Origin::File {
+                device,
+                number: stat.stx_ino,
+                ctime: time(&stat.stx_ctime),
+            },
             xattrs: 0,
             parent,
             name,
@@ -331,7 +336,10 @@ impl Scan {
     fn unchanged(&self, after: Result<Statx, Errno>, index: u32) -> Result<(), Error> {
         let now = after.map_err(|errno| self.tree.error("examine", index, errno))?;
         let then = self.tree.at(index);
-        if time(&now.stx_mtime) == then.mtime && time(&now.stx_ctime) == then.ctime {
+        if let Origin::File { ctime, .. } = then.origin
+            && time(&now.stx_mtime) == then.mtime
+            && time(&now.stx_ctime) == ctime
+        {
             return Ok(());
         }
         Err(Error::Changed {
