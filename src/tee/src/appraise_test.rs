@@ -55,6 +55,7 @@ fn terms(evidence: &Evidence, cpu: CpuModel) -> (AppraisalPolicy, Context<'stati
         processors: [cpu].into(),
         maximum_vmpl: report.vmpl() as u8,
         allow_smt: true,
+        allow_debug: report.policy().has(Policy::DEBUG),
         ..policy()
     };
     let report_data = report.report_data();
@@ -82,6 +83,20 @@ fn real_reports_are_accepted() {
         let accepted = appraise(&evidence, &policy, &context).unwrap();
         assert_eq!((accepted.key.cpu, accepted.key.kind), (cpu, SigningKey::Vcek));
     }
+}
+
+#[test]
+fn a_real_guest_that_its_host_may_debug_is_refused() {
+    let evidence = real_evidence(MILAN_RENTED, MILAN_RENTED_VCEK);
+    let (policy, context) = terms(&evidence, CpuModel::Milan);
+    let policy = AppraisalPolicy {
+        allow_debug: false,
+        ..policy
+    };
+    assert_eq!(
+        appraise(&evidence, &policy, &context).unwrap_err().clause,
+        Clause::Debug
+    );
 }
 
 #[test]

@@ -13,8 +13,8 @@ const TURIN: &str = include_str!("../tests/vectors/turin-vcek.pem");
 const EMPTY_LIST: &[u8] = include_bytes!("../tests/vectors/sim-crl-empty.pem");
 const ASK_REVOKED: &[u8] = include_bytes!("../tests/vectors/sim-crl-ask.pem");
 
-/// 2025-06-01: AMD's certificates here are valid from 2023 or 2024 to 2030 or 2031.
-pub(crate) const THEN: UnixTime = UnixTime(1_748_736_000);
+/// 2027-01-01: AMD's certificates here are valid from 2023 to 2026 on, for seven years.
+pub(crate) const THEN: UnixTime = UnixTime(1_798_761_600);
 
 pub(crate) fn one(pem: &str) -> Certificate {
     from_pem(pem.as_bytes(), Link::Vek).unwrap().remove(0)
@@ -83,7 +83,7 @@ fn real_endorsement_keys_verify() {
     };
     let keys = [
         (MILAN, CpuModel::Milan, tcb(None, 3, 8, 115), 64),
-        (MILAN_RENTED, CpuModel::Milan, tcb(None, 3, 8, 115), 64),
+        (MILAN_RENTED, CpuModel::Milan, tcb(None, 2, 5, 68), 64),
         (GENOA, CpuModel::Genoa, tcb(None, 7, 11, 62), 64),
         (TURIN, CpuModel::Turin, tcb(Some(0), 0, 0, 9), 8),
     ];

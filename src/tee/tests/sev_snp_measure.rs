@@ -20,8 +20,14 @@ fn python() -> PathBuf {
     let var = |name| std::env::var_os(name).map(PathBuf::from);
     let home = || var("XDG_CACHE_HOME").or_else(|| var("HOME").map(|home| home.join(".cache")));
     let cache = var("CWRUN_BUILD_CACHE").or_else(|| home().map(|home| home.join("cwrun-build")));
-    let python = cache.expect("HOME is set").join("sev-snp-measure-0.0.13/bin/python");
-    assert!(python.exists(), "{} is missing: run tests/testbed/setup", python.display());
+    let python = cache
+        .expect("HOME is set")
+        .join("sev-snp-measure-0.0.13/bin/python");
+    assert!(
+        python.exists(),
+        "{} is missing: run tests/testbed/setup",
+        python.display()
+    );
     python
 }
 
@@ -35,7 +41,9 @@ fn ask(request: &Value) -> Value {
         .spawn()
         .expect("Python starts");
     let mut stdin = child.stdin.take().expect("it was piped");
-    stdin.write_all(request.to_string().as_bytes()).expect("Python reads");
+    stdin
+        .write_all(request.to_string().as_bytes())
+        .expect("Python reads");
     drop(stdin);
     let output = child.wait_with_output().expect("Python ends");
     assert!(output.status.success(), "{script} failed");
@@ -45,8 +53,20 @@ fn ask(request: &Value) -> Value {
 /// An executable with page tables, code, all special pages and scratch.
 fn image() -> Image {
     let rows: [(u32, u32, u64, Vec<u8>, u64); 6] = [
-        (1, 6, 0x10_0000, (0..0x1000).map(|at| (at * 7) as u8).collect(), 0x1000),
-        (1, 5, 0x10_1000, (0..0x4321).map(|at| (at * 13 >> 3) as u8).collect(), 0x6000),
+        (
+            1,
+            6,
+            0x10_0000,
+            (0..0x1000).map(|at| (at * 7) as u8).collect(),
+            0x1000,
+        ),
+        (
+            1,
+            5,
+            0x10_1000,
+            (0..0x4321).map(|at| (at * 13 >> 3) as u8).collect(),
+            0x6000,
+        ),
         (0x6063_7701, 4, 0x10_7000, vec![], 0x1000),
         (0x6063_7702, 4, 0x10_8000, vec![], 0x1000),
         (0x6063_7703, 4, 0x10_9000, vec![], 0x1000),
@@ -68,7 +88,15 @@ fn image() -> Image {
 
 fn launch<'a>(image: &'a Image, hash_page: &'a Page, vcpus: u32, cpu: CpuModel) -> Launch<'a> {
     let (features, variant) = (SevFeatures::SNP, Variant::Linux6_11);
-    Launch { image, hash_page, page_tables: PAGE_TABLES, vcpus, cpu, features, variant }
+    Launch {
+        image,
+        hash_page,
+        page_tables: PAGE_TABLES,
+        vcpus,
+        cpu,
+        features,
+        variant,
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -112,15 +140,28 @@ fn digests_equal_those_of_sev_snp_measure() {
     for cpu in CpuModel::ALL {
         for vcpus in [1, 2, 3, 8, 64] {
             for variant in Variant::ALL {
-                let plan = Plan::new(&Launch { variant, ..launch(&image, &hash_page, vcpus, cpu) }).unwrap();
+                let plan = Plan::new(&Launch {
+                    variant,
+                    ..launch(&image, &hash_page, vcpus, cpu)
+                })
+                .unwrap();
                 let answer = ask(&request(&plan, vcpus, cpu, variant));
                 let expected: LaunchDigest = answer["digest"].as_str().unwrap().parse().unwrap();
-                assert_eq!(plan.digest(), expected, "{cpu}, {vcpus} vCPUs, {}", variant.name());
+                assert_eq!(
+                    plan.digest(),
+                    expected,
+                    "{cpu}, {vcpus} vCPUs, {}",
+                    variant.name()
+                );
                 seen.insert(expected);
             }
         }
     }
-    assert_eq!(seen.len(), 30, "each count, model and variant has a digest of its own");
+    assert_eq!(
+        seen.len(),
+        30,
+        "each count, model and variant has a digest of its own"
+    );
 }
 
 #[test]
@@ -129,9 +170,16 @@ fn vmsa_pages_equal_those_of_sev_snp_measure() {
     for cpu in CpuModel::ALL {
         let plan = Plan::new(&launch(&image, &hash_page, 2, cpu)).unwrap();
         let answer = ask(&request(&plan, 2, cpu, Variant::Linux6_11));
-        let vmsas = plan.pages().iter().filter(|page| page.page_type == PageType::Vmsa);
+        let vmsas = plan
+            .pages()
+            .iter()
+            .filter(|page| page.page_type == PageType::Vmsa);
         for (page, name) in vmsas.zip(["boot", "other"]) {
-            assert_eq!(hex(&page.bytes[..]), answer[name].as_str().unwrap(), "{name} vCPU of {cpu}");
+            assert_eq!(
+                hex(&page.bytes[..]),
+                answer[name].as_str().unwrap(),
+                "{name} vCPU of {cpu}"
+            );
         }
     }
 }
