@@ -19,6 +19,7 @@ mod crl;
 mod parse;
 
 use std::fmt;
+use std::sync::LazyLock;
 
 use crate::ecdsa::PublicKey;
 use crate::report::{SigningKey, Tcb};
@@ -40,47 +41,74 @@ pub enum Roots {
     Sim,
 }
 
-/// A chain of trust that begins at a pinned root.
+/// Where a chain of trust begins.
 struct Root {
     name: &'static str,
     cpu: CpuModel,
-    ark: &'static str,
-    ask: &'static str,
+    ark: Certificate,
+    ask: Certificate,
 }
 
-const AMD: [Root; 3] = [
-    Root {
-        name: "AMD's ARK-Milan",
-        cpu: CpuModel::Milan,
-        ark: include_str!("../roots/milan-ark.pem"),
-        ask: include_str!("../roots/milan-ask.pem"),
-    },
-    Root {
-        name: "AMD's ARK-Genoa",
-        cpu: CpuModel::Genoa,
-        ark: include_str!("../roots/genoa-ark.pem"),
-        ask: include_str!("../roots/genoa-ask.pem"),
-    },
-    Root {
-        name: "AMD's ARK-Turin",
-        cpu: CpuModel::Turin,
-        ark: include_str!("../roots/turin-ark.pem"),
-        ask: include_str!("../roots/turin-ask.pem"),
-    },
-];
+impl Root {
+    fn new(name: &'static str, cpu: CpuModel, ark: &str, ask: &str) -> Self {
+        // These files are part of the source, and a test parses them all.
+        let one = |pem: &str| {
+            from_pem(pem.as_bytes(), Link::Ark)
+                .expect("pinned certificates are valid")
+                .remove(0)
+        };
+        Self {
+            name,
+            cpu,
+            ark: one(ark),
+            ask: one(ask),
+        }
+    }
+}
 
-const SIM: [Root; 1] = [Root {
-    name: "the software TEE's ARK-Sim",
-    cpu: CpuModel::Genoa,
-    ark: include_str!("../sim/ark.pem"),
-    ask: include_str!("../sim/ask.pem"),
-}];
+macro_rules! root {
+    ($name:literal, $cpu:expr, $ark:literal, $ask:literal) => {
+        Root::new($name, $cpu, include_str!($ark), include_str!($ask))
+    };
+}
+
+static AMD: LazyLock<[Root; 3]> = LazyLock::new(|| {
+    [
+        root!(
+            "AMD's ARK-Milan",
+            CpuModel::Milan,
+            "../roots/milan-ark.pem",
+            "../roots/milan-ask.pem"
+        ),
+        root!(
+            "AMD's ARK-Genoa",
+            CpuModel::Genoa,
+            "../roots/genoa-ark.pem",
+            "../roots/genoa-ask.pem"
+        ),
+        root!(
+            "AMD's ARK-Turin",
+            CpuModel::Turin,
+            "../roots/turin-ark.pem",
+            "../roots/turin-ask.pem"
+        ),
+    ]
+});
+
+static SIM: LazyLock<[Root; 1]> = LazyLock::new(|| {
+    [root!(
+        "the software TEE's ARK-Sim",
+        CpuModel::Genoa,
+        "../sim/ark.pem",
+        "../sim/ask.pem"
+    )]
+});
 
 impl Roots {
     fn all(self) -> &'static [Root] {
         match self {
-            Self::Amd => &AMD,
-            Self::Sim => &SIM,
+            Self::Amd => &*AMD,
+            Self::Sim => &*SIM,
         }
     }
 }
@@ -191,7 +219,7 @@ impl Chain {
         let trusted = Trusted::find(roots, self, vek)?;
         trusted.ark.check_time(Link::Ark, now)?;
         trusted.ask.check_time(Link::Ask, now)?;
-        trusted.ask.check_issuer(Link::Ask, &trusted.ark)?;
+        trusted.ask.check_issuer(Link::Ask, trusted.ark)?;
         if !trusted.ask.may_sign_certificates() {
             return Err(Error::Format {
                 link: Link::Ask,
@@ -199,7 +227,7 @@ impl Chain {
             });
         }
         for list in lists {
-            list.check(&trusted.ark, &trusted.ask, now)?;
+            list.check(trusted.ark, &trusted.ask, now)?;
         }
         vek.check_time(Link::Vek, now)?;
         vek.check_issuer(Link::Vek, &trusted.ask)?;
@@ -210,26 +238,20 @@ impl Chain {
 /// Root and signing key of a chain: a pinned root, and a signing key that names it as its issuer.
 struct Trusted {
     cpu: CpuModel,
-    ark: Certificate,
+    ark: &'static Certificate,
     ask: Certificate,
 }
 
 impl Trusted {
     fn find(roots: Roots, chain: &Chain, vek: &Certificate) -> Result<Self, Error> {
-        for root in roots.all() {
-            let [ark, pinned] = [root.ark, root.ask].map(|pem| {
-                // A test parses them all.
-                from_pem(pem.as_bytes(), Link::Ark)
-                    .expect("pinned certificates are valid")
-                    .remove(0)
-            });
-            let ask = chain.ask.clone().unwrap_or(pinned);
-            if ask.names_issuer(&ark) && vek.names_issuer(&ask) {
-                return match chain.ark.as_ref().is_none_or(|given| *given == ark) {
+        for Root { cpu, ark, ask, .. } in roots.all() {
+            let ask = chain.ask.as_ref().unwrap_or(ask);
+            if ask.names_issuer(ark) && vek.names_issuer(ask) {
+                return match chain.ark.as_ref().is_none_or(|given| given == ark) {
                     true => Ok(Self {
-                        cpu: root.cpu,
+                        cpu: *cpu,
                         ark,
-                        ask,
+                        ask: ask.clone(),
                     }),
                     false => Err(Error::Root(roots)),
                 };
@@ -241,13 +263,11 @@ impl Trusted {
 
 /// What roots there are, for a person: name, and SHA-256 of the certificate.
 pub fn pinned(roots: Roots) -> Vec<(&'static str, String)> {
-    let show = |root: &Root| {
-        let ark = from_pem(root.ark.as_bytes(), Link::Ark)
-            .expect("pinned certificates are valid")
-            .remove(0);
-        (root.name, ark.fingerprint())
-    };
-    roots.all().iter().map(show).collect()
+    roots
+        .all()
+        .iter()
+        .map(|root| (root.name, root.ark.fingerprint()))
+        .collect()
 }
 
 #[cfg(test)]

@@ -7,14 +7,14 @@ use crate::sim;
 use crate::sim::sim_test::NOW;
 
 const MILAN: &str = include_str!("../tests/vectors/milan-vcek.pem");
-const MILAN_AZURE: &str = include_str!("../tests/vectors/milan-azure-vcek.pem");
+const MILAN_RENTED: &str = include_str!("../tests/vectors/milan-rented-vcek.pem");
 const GENOA: &str = include_str!("../tests/vectors/genoa-vcek.pem");
 const TURIN: &str = include_str!("../tests/vectors/turin-vcek.pem");
 const EMPTY_LIST: &[u8] = include_bytes!("../tests/vectors/sim-crl-empty.pem");
 const ASK_REVOKED: &[u8] = include_bytes!("../tests/vectors/sim-crl-ask.pem");
 
-/// 2025-06-01: AMD's certificates here are valid from 2023 or 2024 to 2030 or 2031.
-pub(crate) const THEN: UnixTime = UnixTime(1_748_736_000);
+/// 2027-01-01: AMD's certificates here are valid from 2023 to 2026 on, for seven years.
+pub(crate) const THEN: UnixTime = UnixTime(1_798_761_600);
 
 pub(crate) fn one(pem: &str) -> Certificate {
     from_pem(pem.as_bytes(), Link::Vek).unwrap().remove(0)
@@ -31,16 +31,16 @@ pub(crate) fn vcek(pem: &str) -> Chain {
 
 fn root(roots: Roots, cpu: CpuModel) -> (Certificate, Certificate) {
     let root = roots.all().iter().find(|root| root.cpu == cpu).unwrap();
-    (one(root.ark), one(root.ask))
+    (root.ark.clone(), root.ask.clone())
 }
 
 #[test]
 fn pinned_roots_sign_themselves_and_their_signing_keys() {
     for roots in [Roots::Amd, Roots::Sim] {
         for root in roots.all() {
-            let (ark, ask) = (one(root.ark), one(root.ask));
-            ark.check_issuer(Link::Ark, &ark).unwrap();
-            ask.check_issuer(Link::Ask, &ark).unwrap();
+            let Root { ark, ask, .. } = root;
+            ark.check_issuer(Link::Ark, ark).unwrap();
+            ask.check_issuer(Link::Ask, ark).unwrap();
             assert!(
                 ark.may_sign_certificates() && ask.may_sign_certificates(),
                 "{}",
@@ -83,7 +83,7 @@ fn real_endorsement_keys_verify() {
     };
     let keys = [
         (MILAN, CpuModel::Milan, tcb(None, 3, 8, 115), 64),
-        (MILAN_AZURE, CpuModel::Milan, tcb(None, 3, 8, 115), 64),
+        (MILAN_RENTED, CpuModel::Milan, tcb(None, 2, 5, 68), 64),
         (GENOA, CpuModel::Genoa, tcb(None, 7, 11, 62), 64),
         (TURIN, CpuModel::Turin, tcb(Some(0), 0, 0, 9), 8),
     ];
@@ -136,7 +136,7 @@ fn one_products_root_does_not_vouch_for_another() {
 
 #[test]
 fn amds_keys_and_the_simulations_never_meet() {
-    for pem in [MILAN, MILAN_AZURE, GENOA, TURIN] {
+    for pem in [MILAN, MILAN_RENTED, GENOA, TURIN] {
         assert_eq!(
             vcek(pem).verify(Roots::Sim, THEN, &[]),
             Err(Error::Root(Roots::Sim))
@@ -206,7 +206,7 @@ fn a_list_of_another_root_or_time_is_refused() {
 fn a_changed_list_is_refused() {
     let der = pem_bytes(ASK_REVOKED);
     let (ark, ask) = root(Roots::Sim, CpuModel::Genoa);
-    for at in 0..der.len() {
+    for at in (0..der.len()).step_by(5) {
         let mut bytes = der.clone();
         bytes[at] ^= 0x01;
         if let Ok(list) = RevocationList::parse(&bytes) {
@@ -249,9 +249,9 @@ fn an_endorsement_key_signs_no_certificates() {
 }
 
 #[test]
-fn every_changed_bit_of_an_endorsement_key_is_refused() {
+fn changed_bits_of_an_endorsement_key_are_refused() {
     let der = one(TURIN).bytes().to_vec();
-    for at in 0..der.len() {
+    for at in (0..der.len()).step_by(5) {
         let mut bytes = der.clone();
         bytes[at] ^= 1 << (at % 8);
         let Ok(vek) = Certificate::from_der(&bytes, Link::Vek) else {

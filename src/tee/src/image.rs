@@ -180,6 +180,12 @@ impl Image {
         self.entry
     }
 
+    /// Where the page tables are that the boot vCPU starts with: stage0's linker script places them first.
+    pub fn page_tables(&self) -> Gpa {
+        // `check` has seen a page.
+        self.pages[0].gpa
+    }
+
     /// Where the page of hashes goes.
     pub fn hash_page(&self) -> Gpa {
         self.only(Kind::Hashes)

@@ -76,6 +76,7 @@ fn an_image_is_its_program_headers() {
     ];
     assert_eq!(kinds, expected);
     assert_eq!(image.entry(), Gpa(ENTRY));
+    assert_eq!(image.page_tables(), Gpa(0x10_0000));
     assert_eq!(image.hash_page(), Gpa(0x10_4000));
     assert_eq!(image.secrets_page(), Gpa(0x10_5000));
     assert_eq!(image.cpuid_page(), Gpa(0x10_6000));

@@ -14,5 +14,5 @@ mod id_block;
 mod policy;
 
 pub use digest::{Chain, LaunchDigest, PageType, VMSA_GPA};
-pub use id_block::{ID_AUTH_SIZE, ID_BLOCK_SIZE, IdBlock, IdBlockError};
+pub use id_block::{ID_AUTH_SIZE, ID_BLOCK_SIZE, IdAuth, IdBlock, IdBlockError};
 pub use policy::{AbiVersion, Policy, PolicyError};

@@ -14,8 +14,8 @@ use crate::{Gpa, PAGE_SIZE, Page};
 /// 4 KiB, one guest at a time.
 pub const MAX_MEASURED: usize = 96 << 10;
 
-/// The most vCPUs of a guest.
-pub const MAX_VCPUS: u32 = 1024;
+/// The most vCPUs of a guest: stage0 gives them 8-bit APIC ids.
+pub const MAX_VCPUS: u32 = 254;
 
 /// What a launch is made of.
 #[derive(Debug, Clone, Copy)]
@@ -24,7 +24,7 @@ pub struct Launch<'a> {
     pub image: &'a Image,
     /// Hashes of what stage0 loads.
     pub hash_page: &'a Page,
-    /// Address of the page tables that stage0 starts with: part of the image.
+    /// Address of the page tables that stage0 starts with: [`Image::page_tables`].
     pub page_tables: Gpa,
     /// From 1.
     pub vcpus: u32,

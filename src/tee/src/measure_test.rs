@@ -96,11 +96,11 @@ fn launches_that_cannot_be_are_refused() {
     let refused = |launch: Launch| Plan::new(&launch).unwrap_err().to_string();
     assert_eq!(
         refused(Launch { vcpus: 0, ..base }),
-        "a guest has from 1 to 1024 vCPUs, not 0"
+        "a guest has from 1 to 254 vCPUs, not 0"
     );
     assert_eq!(
-        refused(Launch { vcpus: 1025, ..base }),
-        "a guest has from 1 to 1024 vCPUs, not 1025"
+        refused(Launch { vcpus: 255, ..base }),
+        "a guest has from 1 to 254 vCPUs, not 255"
     );
     for gpa in [0x10_2010, 0x10_5000, 0x20_0000] {
         let message = format!("the page tables at {gpa:#x} are not on a page that the image loads");

@@ -27,8 +27,15 @@ pub(crate) fn sample() -> Evidence {
 
 /// Evidence of the software TEE with a changed report, signed.
 pub(crate) fn signed_with(at: usize, field: &[u8]) -> Evidence {
+    signed_with_all(&[(at, field)])
+}
+
+/// The same with several changes.
+pub(crate) fn signed_with_all(changes: &[(usize, &[u8])]) -> Evidence {
     let mut bytes = guest().unsigned(REPORT_DATA, 0);
-    bytes[at..at + field.len()].copy_from_slice(field);
+    for (at, field) in changes {
+        bytes[*at..at + field.len()].copy_from_slice(field);
+    }
     Evidence {
         report: Report::parse(&sign(bytes)).unwrap(),
         chain: chain(),

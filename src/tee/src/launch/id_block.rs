@@ -3,6 +3,7 @@
 use sha2::{Digest, Sha384};
 
 use super::{LaunchDigest, Policy, PolicyError};
+use crate::ecdsa::{self, PUBLIC_KEY_SIZE, PublicKey, SIGNATURE_SIZE, Signature};
 
 /// Length of an ID block in bytes.
 pub const ID_BLOCK_SIZE: usize = 96;
@@ -70,6 +71,94 @@ impl IdBlock {
     }
 }
 
+/// Who signed an ID block, and who signed for the signer.
+///
+/// ```text
+///   0x000 ID_KEY_ALGO   0x004 AUTHOR_KEY_ALGO (1: ECDSA P-384 with SHA-384)
+///   0x040 ID_BLOCK_SIG [512]   0x240 ID_KEY [1028]     over the ID block
+///   0x680 ID_KEY_SIG [512]     0x880 AUTHOR_KEY [1028] over ID_KEY; zeros without an author key
+///   0xc84 zeros                                        0x1000
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdAuth {
+    /// The ID key's signature over the block.
+    pub block_signature: Signature,
+    /// The ID key.
+    pub id_key: PublicKey,
+    /// The author key's signature over the ID key, and the author key.
+    pub author: Option<(Signature, PublicKey)>,
+}
+
+const ALGO_ECDSA_P384: u32 = 1;
+
+impl IdAuth {
+    /// Reads the structure. Signatures are not verified: [`IdAuth::check`].
+    pub fn parse(bytes: &[u8; ID_AUTH_SIZE]) -> Result<Self, IdBlockError> {
+        let algorithm = |at: usize| u32::from_le_bytes(array(bytes, at));
+        if algorithm(0) != ALGO_ECDSA_P384 {
+            return Err(IdBlockError::Algorithm(algorithm(0)));
+        }
+        for range in [0x008..0x040, 0x644..0x680, 0xc84..ID_AUTH_SIZE] {
+            if bytes[range.clone()].iter().any(|byte| *byte != 0) {
+                return Err(IdBlockError::Reserved(range.start));
+            }
+        }
+        let author = match algorithm(4) {
+            0 if bytes[0x680..].iter().all(|byte| *byte == 0) => None,
+            0 => return Err(IdBlockError::Reserved(0x680)),
+            ALGO_ECDSA_P384 => Some(pair(bytes, 0x680, 0x880)?),
+            other => return Err(IdBlockError::Algorithm(other)),
+        };
+        let (block_signature, id_key) = pair(bytes, 0x040, 0x240)?;
+        Ok(Self {
+            block_signature,
+            id_key,
+            author,
+        })
+    }
+
+    /// As SNP_LAUNCH_FINISH takes it.
+    pub fn to_bytes(&self) -> Box<[u8; ID_AUTH_SIZE]> {
+        let mut bytes = Box::new([0; ID_AUTH_SIZE]);
+        let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+        put(0x000, &ALGO_ECDSA_P384.to_le_bytes());
+        put(0x040, &self.block_signature.to_bytes());
+        put(0x240, &self.id_key.to_bytes());
+        if let Some((signature, key)) = &self.author {
+            put(0x004, &ALGO_ECDSA_P384.to_le_bytes());
+            put(0x680, &signature.to_bytes());
+            put(0x880, &key.to_bytes());
+        }
+        bytes
+    }
+
+    /// Whether this is for that block: the firmware refuses the launch otherwise.
+    pub fn check(&self, block: &IdBlock) -> Result<(), IdBlockError> {
+        if !self.id_key.verifies(&block.to_bytes(), &self.block_signature) {
+            return Err(IdBlockError::Signature("ID block"));
+        }
+        match &self.author {
+            Some((signature, key)) if !key.verifies(&self.id_key.to_bytes(), signature) => {
+                Err(IdBlockError::Signature("ID key"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A signature and the key that made it.
+fn pair(
+    bytes: &[u8; ID_AUTH_SIZE],
+    signature: usize,
+    key: usize,
+) -> Result<(Signature, PublicKey), IdBlockError> {
+    let signature = Signature::parse(&array::<SIGNATURE_SIZE>(bytes, signature))?;
+    Ok((
+        signature,
+        PublicKey::parse(&array::<PUBLIC_KEY_SIZE>(bytes, key))?,
+    ))
+}
+
 /// `N` bytes at `at`; callers stay inside.
 fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut out = [0; N];
@@ -85,6 +174,24 @@ pub enum IdBlockError {
     #[error("the ID block has version {0}, and {VERSION} is the only one known")]
     Version(u32),
     /// A policy that can't be.
-    #[error("the ID block's policy is not valid")]
+    #[error("the ID block's policy is not valid: {0}")]
     Policy(#[from] PolicyError),
+    /// A key algorithm that the firmware does not have.
+    #[error(
+        "the ID authentication names key algorithm {0}, and ECDSA P-384 with SHA-384 (1) is the only one"
+    )]
+    Algorithm(u32),
+    /// Bytes that the structure keeps zero.
+    #[error("reserved bytes at {0:#x} of the ID authentication are not zero")]
+    Reserved(usize),
+    /// A signature or key that is none.
+    #[error("a signature or key of the ID authentication is not valid: {0}")]
+    Key(#[from] ecdsa::Error),
+    /// Signed by another key, or something else.
+    #[error("the signature of the {0} is not that of its key")]
+    Signature(&'static str),
 }
+
+#[cfg(test)]
+#[path = "id_block_test.rs"]
+mod id_block_test;
