@@ -104,9 +104,10 @@ fn a_real_report_with_another_chips_key_is_refused() {
     let evidence = real_evidence(MILAN, MILAN_RENTED_VCEK);
     let (policy, context) = terms(&evidence, CpuModel::Milan);
     let refused = appraise(&evidence, &policy, &context).unwrap_err();
+    let sentence = "REPORTED_TCB is 0x7308000000000003, and the certificate is for bootloader 2, tee 0, snp 5, microcode 68";
     assert_eq!(
         refused.to_string(),
-        "evidence refused (chip): CHIP_ID is not the certificate's hardware id"
+        format!("evidence refused (certified-tcb): {sentence}")
     );
 }
 

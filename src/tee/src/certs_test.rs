@@ -161,21 +161,11 @@ fn a_signing_key_of_one_root_does_not_vouch_under_another() {
 
 #[test]
 fn certificates_have_their_time() {
-    let years = |years: u64| UnixTime(years * 31_556_952);
-    for (early, late) in [(years(50), years(64))] {
-        assert_eq!(
-            vcek(MILAN).verify(Roots::Amd, early, &[]),
-            Err(Error::Time(Link::Ark))
-        );
-        assert_eq!(
-            vcek(MILAN).verify(Roots::Amd, years(52), &[]),
-            Err(Error::Time(Link::Vek))
-        );
-        assert_eq!(
-            vcek(MILAN).verify(Roots::Amd, late, &[]),
-            Err(Error::Time(Link::Vek))
-        );
-    }
+    let at = |years: u64| vcek(MILAN).verify(Roots::Amd, UnixTime(years * 31_556_952), &[]);
+    assert_eq!(at(50), Err(Error::Time(Link::Ark)));
+    assert_eq!(at(52), Err(Error::Time(Link::Vek)));
+    assert!(at(55).is_ok());
+    assert_eq!(at(64), Err(Error::Time(Link::Vek)));
     assert!(vcek(MILAN).verify(Roots::Amd, UnixTime(u64::MAX), &[]).is_err());
     assert!(vcek(MILAN).verify(Roots::Amd, UnixTime(0), &[]).is_err());
 }
@@ -184,7 +174,11 @@ fn certificates_have_their_time() {
 fn a_revoked_signing_key_is_refused() {
     let list = |bytes| RevocationList::parse(bytes).unwrap();
     let (empty, revoked) = (list(EMPTY_LIST), list(ASK_REVOKED));
-    assert!(sim::chain().verify(Roots::Sim, NOW, &[empty.clone()]).is_ok());
+    assert!(
+        sim::chain()
+            .verify(Roots::Sim, NOW, std::slice::from_ref(&empty))
+            .is_ok()
+    );
     assert_eq!(
         sim::chain().verify(Roots::Sim, NOW, &[empty, revoked]),
         Err(Error::Revoked(Link::Ask))
@@ -195,7 +189,7 @@ fn a_revoked_signing_key_is_refused() {
 fn a_list_of_another_root_or_time_is_refused() {
     let list = RevocationList::parse(EMPTY_LIST).unwrap();
     assert_eq!(
-        vcek(MILAN).verify(Roots::Amd, THEN, &[list.clone()]),
+        vcek(MILAN).verify(Roots::Amd, THEN, std::slice::from_ref(&list)),
         Err(Error::Issuer(Link::Crl))
     );
     let (ark, ask) = root(Roots::Sim, CpuModel::Genoa);
