@@ -17,7 +17,7 @@ pub struct Maker<'c> {
     choices: &'c mut Choices,
     /// Whiteouts and opaque directories too: what only layers above others have.
     marks: bool,
-    /// Attributes that look like marks, for trees that are no layers.
+    /// Attributes and devices that look like marks, for trees that are no layers.
     lookalikes: bool,
     files: Vec<PathBuf>,
 }
@@ -63,7 +63,7 @@ impl<'c> Maker<'c> {
     }
 
     fn entry(&mut self, path: &Path, depth: usize) {
-        let kinds = if self.marks { 12 } else { 11 };
+        let kinds = if self.marks || self.lookalikes { 12 } else { 11 };
         match self.choices.below(kinds) {
             0..=2 if depth < DEPTH => {
                 fs::create_dir(path).expect("a directory");
@@ -98,7 +98,9 @@ impl<'c> Maker<'c> {
                 }
                 self.file(path);
             }
-            _ => return node(path, FileType::CharacterDevice, 0),
+            // A whiteout in a layer, a device without a driver elsewhere.
+            _ if self.marks => return node(path, FileType::CharacterDevice, 0),
+            _ => node(path, FileType::CharacterDevice, 0),
         }
         self.attributes(path, false);
     }

@@ -1,6 +1,7 @@
 //! End-to-end tests, by topic. Each needs a KVM that works and a machine of its own: run them in the testbed.
 
 mod cache;
+mod cgroup_v1;
 mod confidential;
 mod conformance;
 mod containerd;

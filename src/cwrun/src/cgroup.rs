@@ -90,8 +90,9 @@ impl Location {
         let manager = self.manager()?;
         let context = || format!("cgroup {}", self.path.display());
         let version_2 = matches!(get_cgroup_setup(), Ok(CgroupSetup::Unified));
-        if version_2 {
-            refuse_version_1(resources)?;
+        match version_2 {
+            true => refuse_version_1(resources)?,
+            false => refuse_version_2(resources)?,
         }
         let options = ControllerOpt {
             resources,
@@ -181,6 +182,16 @@ fn refuse_version_1(resources: &LinuxResources) -> Result<()> {
     Ok(())
 }
 
+/// What version 1 has no place for, and libcgroups passes over.
+fn refuse_version_2(resources: &LinuxResources) -> Result<()> {
+    let unified = resources.unified().as_ref();
+    ensure!(
+        unified.is_none_or(|files| files.is_empty()),
+        "linux.resources.unified: not possible with version 1 of cgroups, which this host has"
+    );
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,6 +210,18 @@ mod tests {
         ] {
             assert!(!check(value.clone()), "{value}");
         }
+    }
+
+    #[test]
+    fn what_version_1_does_not_have_is_refused_by_name() {
+        let check = |value| refuse_version_2(&serde_json::from_value(value).unwrap());
+        check(json!({"memory": {"limit": 1, "swappiness": 0}})).unwrap();
+        check(json!({"unified": {}})).unwrap();
+        let error = check(json!({"unified": {"memory.high": "1"}})).unwrap_err();
+        assert!(
+            error.to_string().starts_with("linux.resources.unified: "),
+            "{error}"
+        );
     }
 
     #[test]

@@ -40,8 +40,16 @@ pub enum Error {
     Marker {
         /// Full path.
         path: PathBuf,
-        /// Name of the attribute, or "device number 0:0".
+        /// Name of the attribute.
         mark: String,
+    },
+    /// Devices 0:0 whose paths are too long to be listed.
+    #[error(
+        "{path:?} is a device 0:0, and such have to be listed for the guest: paths of less than 4096 bytes, less than 65536 together"
+    )]
+    Whiteouts {
+        /// Full path of the first that has no place in the list.
+        path: PathBuf,
     },
     /// The extended attributes of one file together are too long for EROFS.
     #[error("extended attributes of {path:?} take {size} bytes, more than the 262148 that EROFS can store")]

@@ -51,7 +51,7 @@ pub use key::{MAX_KEY_FILE, Unlock, VolumeKey};
 pub use layer::LayerDir;
 pub use layout::Layout;
 pub use luks2::{Inspection, Keyslot, inspect};
-pub use tree::{Archive, Markers, Tree};
+pub use tree::{Archive, Markers, Tree, WHITEOUTS};
 pub use verify::verify;
 
 /// Version of everything that shapes an image. Part of every identity, so that a cache never hands out an image in

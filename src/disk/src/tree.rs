@@ -28,7 +28,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 pub use archive::Archive;
-pub use markers::Markers;
+pub use markers::{Markers, WHITEOUTS};
 pub(crate) use open::Reader;
 
 use crate::build::{self, Built, Options};
@@ -157,7 +157,7 @@ impl Tree {
     /// Walks the directory `path`, which overlayfs has left marks in or will find some in.
     ///
     /// # Errors
-    /// Those of [`Tree::scan`], and [`Error::Marker`] for a mark that can't be given the meaning asked for.
+    /// Those of [`Tree::scan`], and [`Error::Marker`] or [`Error::Whiteouts`] for what can't be given the meaning asked for.
     pub fn scan_as(path: &Path, markers: Markers) -> Result<Self, Error> {
         scan::scan(path, markers)
     }

@@ -271,6 +271,68 @@ fn attributes_beyond_what_erofs_can_store_are_refused() {
     );
 }
 
+/// The guest's overlay would take them for whiteouts: it is told where they are.
+#[test]
+fn devices_without_a_number_are_listed_for_the_guest() {
+    use rustix::fs::FileType;
+    let tree = directory();
+    let top = tree.path();
+    fs::create_dir_all(top.join("deep/er")).expect("directories");
+    let strange = OsStr::from_bytes(b"deep/er/\xff\n");
+    for path in [OsStr::new("b"), strange, OsStr::new("deep/c")] {
+        source::node(&top.join(path), FileType::CharacterDevice, 0, 0);
+    }
+    fs::hard_link(top.join("b"), top.join("a")).expect("a hard link");
+    source::node(&top.join("block"), FileType::BlockDevice, 0, 0);
+    source::node(&top.join("null"), FileType::CharacterDevice, 1, 3);
+    source::set_xattr(top, b"trusted.overlay.cwrun.whiteouts", b"forged");
+    let scanned = Tree::scan_as(top, disk::Markers::Shown).expect("a tree");
+    let image = Image::of_tree(&scanned, disk::Unlock::generate().expect("a key"), 2);
+    let mut plaintext = image.plaintext();
+    plaintext.truncate(image.built.layout.verity_superblock_offset as usize);
+    let items = erofs::walk(&plaintext);
+    let root = items.iter().find(|item| item.path.is_empty()).expect("the top");
+    let attributes: Vec<(&[u8], &[u8])> = root
+        .xattrs
+        .iter()
+        .map(|(name, value)| (&name[..], &value[..]))
+        .collect();
+    let list = b"a\0b\0deep/c\0deep/er/\xff\n\0".as_slice();
+    let forged = (
+        b"trusted.overlay.overlay.cwrun.whiteouts".as_slice(),
+        b"forged".as_slice(),
+    );
+    assert_eq!(attributes, [(disk::WHITEOUTS, list), forged]);
+    assert!(
+        items.iter().any(|item| item.path == OsStr::new("deep/c")),
+        "the device itself stays"
+    );
+}
+
+#[test]
+fn more_devices_without_a_number_than_can_be_listed_are_refused() {
+    let tree = directory();
+    let mut path = tree.path().join("n".repeat(250));
+    for _ in 0..7 {
+        fs::create_dir(&path).expect("a directory");
+        path.push("n".repeat(250));
+    }
+    let parent = path.parent().expect("it has one");
+    for number in 0..38 {
+        source::node(
+            &parent.join(number.to_string()),
+            rustix::fs::FileType::CharacterDevice,
+            0,
+            0,
+        );
+    }
+    let error = Tree::scan_as(tree.path(), disk::Markers::Shown)
+        .err()
+        .expect("an error");
+    assert!(matches!(&error, Error::Whiteouts { .. }), "{error}");
+    Tree::scan(tree.path()).expect("an image that nobody will stack");
+}
+
 #[test]
 fn names_of_errors_are_whole_paths() {
     let tree = directory();

@@ -12,7 +12,7 @@ use crate::dm::Mapper;
 use crate::failure::{Context as _, Failure, Result};
 use crate::process::Process;
 use crate::session::{Session, Sockets, open_streams};
-use crate::{account, evidence, kmsg, layers, network, scratch, sys, world};
+use crate::{account, evidence, kmsg, layers, network, scratch, sys, whiteouts, world};
 use mkcw::InnerConfig;
 use rustix::event::{Timespec, poll};
 use rustix::time::{ClockId, clock_gettime, clock_settime};
@@ -113,6 +113,7 @@ fn set_up(setup: Setup, phases: &mut Phases) -> Result<Prepared> {
     // Wiped: the kernel has them now, and the workload's process starts as a copy of this one.
     drop(keys);
     scratch::overlay(&lower)?;
+    whiteouts::show(&lower, workload.readonly_root)?;
     if let Some(inner) = inner {
         run_instead(&inner, &mut workload.process)?;
     }

@@ -8,6 +8,7 @@
 //! | `evidence` | whether the Workload is the one that a confidential guest was launched for |
 //! | `dm`, `layers`, `scratch` | disks: encrypted, verified, mounted, written over |
 //! | `mkcw_disk`, `account` | other people's disks, and the users that they name |
+//! | `whiteouts` | devices 0:0 of an image, which an overlay does not show |
 //! | `ext4`, `trim` | the scratch disk's file system, and its free space |
 //! | `mount` | mounting by descriptor |
 //! | `container` | the child's side: namespaces, mounts, devices, user, program |
@@ -40,4 +41,5 @@ mod session;
 mod sys;
 mod task;
 mod trim;
+mod whiteouts;
 mod world;

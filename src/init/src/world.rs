@@ -5,7 +5,7 @@
 //!     └─ tmpfs over it, so that a container's pivot_root has a mount to come from
 //!          /dev  /proc  /sys  /sys/fs/cgroup     for init
 //!          /l/0 /l/1 …                           layers (EROFS), lowest first
-//!          /scratch                              upper and work directories (tmpfs)
+//!          /scratch                              upper and work directories, devices 0:0 (`whiteouts`)
 //!          /files                                injected files (tmpfs)
 //!          /root                                 the container's root (overlay)
 //! ```

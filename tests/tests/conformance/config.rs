@@ -136,6 +136,7 @@ fn visit() -> Guest {
         echo relative=$(awk '$5 == "/relative/place" { print "there" }' /proc/self/mountinfo)
         echo root=$(awk '$5 == "/" { print $7 }' /proc/self/mountinfo)
         echo source=$(awk '$2 == "/named" { print $1 }' /proc/mounts)
+        echo again=$(awk '$2 == "/again" { print $4 }' /proc/mounts)
         echo readonly=$(touch /new 2>/dev/null || echo yes)
         echo oom=$(cat /proc/self/oom_score_adj)
         echo bounding=$(sed -n 's/CapBnd:[[:space:]]*//p' /proc/self/status)
@@ -158,6 +159,8 @@ fn visit() -> Guest {
             mounts.push(json!({"destination": at, "type": "tmpfs", "source": "tmpfs"}));
         }
         mounts.push(json!({"destination": "/named", "type": "tmpfs", "source": "dummy"}));
+        mounts.push(json!({"destination": "/again", "type": "tmpfs", "options": ["nosuid", "size=1m"]}));
+        mounts.push(json!({"destination": "/again", "options": ["remount", "bind", "noexec", "size=2m"]}));
         config["root"]["readonly"] = true.into();
         config["process"]["oomScoreAdj"] = 321.into();
         config["process"]["rlimits"] = LIMITS
@@ -187,6 +190,14 @@ fn visit() -> Guest {
     let facts = Facts::of(&container.output());
     cwrun.ok(["delete", "guest"]);
     Guest { facts, log, cgroup }
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn a_remount_with_bind_changes_the_flags_alone() {
+    guest()
+        .facts
+        .expect(&[("again", "rw,noexec,relatime,size=1024k")]);
 }
 
 // config.md#root

@@ -83,9 +83,9 @@ struct Options {
 pub fn place(bundle: &Path, mounts: &[oci_spec::runtime::Mount], sharing: Sharing) -> Result<Vec<Placed>> {
     let mut placed = Vec::with_capacity(mounts.len());
     let (mut volumes, mut in_guest) = (0, 0);
-    for (index, mount) in mounts.iter().enumerate() {
+    for (index, mount) in settle(mounts)? {
         let mut one =
-            place_one(bundle, mount, sharing).with_context(|| format!("config.json: mounts[{index}]"))?;
+            place_one(bundle, &mount, sharing).with_context(|| format!("config.json: mounts[{index}]"))?;
         match &mut one {
             Placed::Guest(_) => in_guest += 1,
             Placed::File(_) => {}
@@ -113,6 +113,73 @@ pub fn place(bundle: &Path, mounts: &[oci_spec::runtime::Mount], sharing: Sharin
         Environment::MAX_FILE_BYTES
     );
     Ok(placed)
+}
+
+/// The mounts with their places in the list. Each `remount` with `bind` has gone into the bind mount whose flags it replaces, since that
+/// is made once; on a file system that the guest makes, it has become a `remount` that changes nothing but flags (mount(2)).
+fn settle(mounts: &[oci_spec::runtime::Mount]) -> Result<Vec<(usize, oci_spec::runtime::Mount)>> {
+    let place = |mount: &oci_spec::runtime::Mount| Path::new("/").join(mount.destination());
+    let mut settled: Vec<(usize, oci_spec::runtime::Mount)> = Vec::with_capacity(mounts.len());
+    for (index, mount) in mounts.iter().enumerate() {
+        let mut mount = mount.clone();
+        if is_bind(&mount) && options_of(&mount).iter().any(|option| option == "remount") {
+            let at = place(&mount);
+            let before = settled.iter_mut().rev().find(|(_, before)| place(before) == at);
+            let (_, before) = before.with_context(|| {
+                format!(
+                    "config.json: mounts[{index}]: options: \"remount\": nothing is mounted on {} before",
+                    at.display()
+                )
+            })?;
+            if is_bind(before) {
+                let kept = options_of(before).iter().filter(|option| !is_flag(option));
+                let options = kept.chain(changes_of_a_mount(&mount)).cloned().collect();
+                before.set_options(Some(options));
+                continue;
+            }
+            let options = changes_of_a_mount(&mount)
+                .cloned()
+                .chain(["remount".to_owned()])
+                .collect();
+            mount.set_typ(before.typ().clone()).set_options(Some(options));
+        }
+        settled.push((index, mount));
+    }
+    Ok(settled)
+}
+
+fn options_of(mount: &oci_spec::runtime::Mount) -> &[String] {
+    mount.options().as_deref().unwrap_or_default()
+}
+
+fn is_bind(mount: &oci_spec::runtime::Mount) -> bool {
+    let kind = mount.typ().as_deref();
+    kind.is_some_and(|kind| BIND_OPTIONS.contains(&kind))
+        || options_of(mount)
+            .iter()
+            .any(|option| BIND_OPTIONS.contains(&option.as_str()))
+}
+
+fn is_flag(option: &str) -> bool {
+    FLAG_OPTIONS.iter().any(|(name, _, _)| *name == option)
+}
+
+/// Of its options, those about a mount and not about a file system: flags but `sync` and `dirsync`, and propagation.
+fn changes_of_a_mount(mount: &oci_spec::runtime::Mount) -> impl Iterator<Item = &String> {
+    let of_file_system = [
+        "sync",
+        "async",
+        "dirsync",
+        "lazytime",
+        "nolazytime",
+        "remount",
+        "tmpcopyup",
+    ];
+    let is_change = move |option: &&String| {
+        let option = option.as_str();
+        (is_flag(option) || GUEST_OPTIONS.contains(&option)) && !of_file_system.contains(&option)
+    };
+    options_of(mount).iter().filter(is_change)
 }
 
 fn place_one(bundle: &Path, mount: &oci_spec::runtime::Mount, sharing: Sharing) -> Result<Placed> {
@@ -185,12 +252,21 @@ fn place_bind(
         .source()
         .as_ref()
         .with_context(|| format!("source: missing (bind mount on {destination})"))?;
-    // Of the options for the guest, these two ask for something that neither a copy nor a volume has.
-    let asks = |option: &&String| {
-        matches!(option.as_str(), "tmpcopyup" | "remount") || !GUEST_OPTIONS.contains(&option.as_str())
-    };
-    if let Some(option) = options.data.iter().find(asks) {
+    if let Some(option) = options
+        .data
+        .iter()
+        .find(|option| BIND_REFUSED.contains(&option.as_str()))
+    {
         bail!("options: {option:?} is not supported on a bind mount ({destination})");
+    }
+    // Those of a file system reach mount(2) in other runtimes, which ignores them where nothing new is mounted.
+    let (data, ignored): (Vec<_>, Vec<_>) = options
+        .data
+        .into_iter()
+        .partition(|option| GUEST_OPTIONS.contains(&option.as_str()));
+    let options = Options { data, ..options };
+    for option in ignored {
+        tracing::warn!("mounts: option {option:?} has no effect on a bind mount ({destination})");
     }
     let source: PathBuf = bundle.join(source);
     let meta = fs::metadata(&source)
@@ -404,6 +480,15 @@ const OVERLAY_OPTIONS: [&str; 7] = [
     "userxattr",
     "volatile",
     "xino",
+];
+
+/// Options that ask for something that a bind mount does not have, or that is done otherwise here: how links are followed.
+pub const BIND_REFUSED: [&str; 5] = [
+    "tmpcopyup",
+    "nosymfollow",
+    "copy-symlink",
+    "src-nofollow",
+    "dest-nofollow",
 ];
 
 /// Options without effect here: the kernel's own defaults, what it logs while it mounts, and the version of an inode, which no file

@@ -189,6 +189,61 @@ fn a_guest_may_be_denied_directories() {
 }
 
 #[test]
+fn options_of_a_file_system_have_no_effect_on_a_bind_mount() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("data")).unwrap();
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    let options = json!([
+        "nosuid", "mode=755", "size=1k", "nonsense", "rbind", "rshared", "lazytime"
+    ]);
+    let value = json!([
+        {"destination": "/data", "type": "bind", "source": "data", "options": options},
+        {"destination": "/file", "source": "file", "options": options},
+    ]);
+    let placed = place_in(dir.path(), value).unwrap();
+    let [Placed::Volume(_, volume), Placed::File(_)] = &placed[..] else {
+        panic!("{placed:?}")
+    };
+    assert_eq!(volume.flags, [MountFlag::Nosuid].into());
+    assert_eq!(volume.propagation, ["rshared"]);
+}
+
+#[test]
+fn a_remount_with_bind_replaces_the_flags_of_what_is_mounted_there() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("data")).unwrap();
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    let value = json!([
+        {"destination": "/data", "type": "bind", "source": "data", "options": ["rbind", "nosuid", "rslave"]},
+        {"destination": "/file", "type": "bind", "source": "file", "options": ["bind", "ro"]},
+        {"destination": "/tmp", "type": "tmpfs", "options": ["nosuid", "sync", "size=1m"]},
+        {"destination": "data/", "type": "none", "options": ["remount", "bind", "ro", "noexec", "shared", "mode=700"]},
+        {"destination": "/file", "options": ["bind", "remount"]},
+        {"destination": "/tmp", "options": ["bind", "remount", "ro", "sync", "size=2m"]},
+    ]);
+    let placed = place_in(dir.path(), value).unwrap();
+    let [
+        Placed::Volume(source, volume),
+        Placed::File(file),
+        Placed::Guest(_),
+        Placed::Guest(changed),
+    ] = &placed[..]
+    else {
+        panic!("{placed:?}")
+    };
+    assert!(source.readonly && source.recursive);
+    assert_eq!(volume.flags, [MountFlag::Ro, MountFlag::Noexec].into());
+    assert_eq!(volume.propagation, ["rslave", "shared"]);
+    assert!(!file.readonly);
+    assert_eq!(
+        (changed.destination.as_str(), changed.filesystem),
+        ("/tmp", Filesystem::Tmpfs)
+    );
+    assert_eq!(changed.flags, [MountFlag::Ro].into());
+    assert_eq!(changed.options, ["remount"]);
+}
+
+#[test]
 fn what_cant_be_shared_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
@@ -233,7 +288,7 @@ fn what_cant_be_shared_is_refused_by_name() {
         ),
         (
             json!({"destination": "/x", "type": "bind", "source": "big", "options": ["bind", "remount", "ro"]}),
-            "options: \"remount\" is not supported on a bind mount (/x)",
+            "mounts[0]: options: \"remount\": nothing is mounted on /x before",
         ),
         (
             json!({"destination": "/x", "type": "bind", "source": "big"}),

@@ -6,12 +6,15 @@
 //!
 //! ```text
 //!                                 Plain      Shown              Layer (trusted)    Layer (user)
-//!   character device 0:0          kept       refused            kept: a whiteout   kept: a whiteout
+//!   character device 0:0          kept       kept, listed       kept: a whiteout   kept: a whiteout
 //!   trusted.overlay.opaque=y      kept       escaped            kept               escaped
 //!   user.overlay.opaque=y         kept       kept               kept               becomes trusted
 //!   …origin, impure, nlink, uuid  kept       escaped            dropped            dropped (of user)
 //!   …redirect, metacopy, others   kept       escaped            refused            refused (of user)
 //! ```
+//!
+//! No form of a device 0:0 is shown by an overlay. So the top directory has a list of them ([`WHITEOUTS`]), and the guest puts each
+//! over the overlay as a mount of its own.
 
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +41,10 @@ const USER: &[u8] = b"user.overlay.";
 const ESCAPE: &[u8] = b"overlay.";
 /// Marks that say nothing about a tree that lies below.
 const BOOKKEEPING: [&[u8]; 5] = [b"origin", b"impure", b"nlink", b"uuid", b"upper"];
+
+/// Attribute of the top directory: paths, below it, of the devices 0:0 that an overlay of the image shall show, each with a NUL behind
+/// it, at most 65,535 bytes. Nothing else in an image can have this name, since attributes that look like marks are escaped or refused.
+pub const WHITEOUTS: &[u8] = b"trusted.overlay.cwrun.whiteouts";
 
 /// What becomes of an extended attribute.
 #[derive(Debug, PartialEq, Eq)]
@@ -77,9 +84,9 @@ impl Markers {
         }
     }
 
-    /// Whether a character device 0:0 can be in the image.
-    pub(super) fn allows_whiteouts(self) -> bool {
-        self != Self::Shown
+    /// Whether a character device 0:0 has to be listed so that a guest shows it.
+    pub(super) fn lists_whiteouts(self) -> bool {
+        self == Self::Shown
     }
 }
 

@@ -15,13 +15,16 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxTimestamp};
 use rustix::io::Errno;
 
 use super::list::{self, Desk, Failure, File, Found, Listing, Request, Ticket, Xattrs, stat};
-use super::markers::{Attribute, Markers};
+use super::markers::{Attribute, Markers, WHITEOUTS};
 use super::open::steps_to;
 use super::{Entry, Inode, Kind, Origin, ROOT, Source, Span, Target, Time, Tree, XattrSet};
 use crate::Error;
 
 /// Longest value of an extended attribute that EROFS can store.
 const LONGEST_VALUE: usize = u16::MAX as usize;
+
+/// `PATH_MAX` of Linux, its final NUL included.
+const PATH_MAX: usize = 4096;
 
 /// Files from which on threads help with a scan: below, starting them costs more than they save.
 const WORTH_THREADS: usize = 1000;
@@ -63,6 +66,7 @@ pub(super) fn scan(path: &Path, markers: Markers) -> Result<Tree, Error> {
     };
     let mut scan = Scan {
         tree,
+        whiteouts: Vec::new(),
         mount: stat.stx_mnt_id,
         links: HashMap::new(),
         devices: HashMap::new(),
@@ -86,12 +90,15 @@ pub(super) fn scan(path: &Path, markers: Markers) -> Result<Tree, Error> {
         desk.close();
         result
     })?;
+    scan.list_whiteouts();
     Ok(scan.tree)
 }
 
 /// A walk under way.
 struct Scan {
     tree: Tree,
+    /// Paths below the top of what the guest's overlay would take for whiteouts, each with a NUL behind it.
+    whiteouts: Vec<u8>,
     /// Id of the mount that the tree lies on.
     mount: u64,
     /// Files that may have more names, by device and inode number.
@@ -196,14 +203,14 @@ impl Scan {
         let kind = self
             .kind(&stat, target.as_deref(), covered)
             .map_err(|errno| error(&self.tree, "read", errno))?;
+        let whiteout = matches!(kind, Kind::Character { major: 0, minor: 0 });
+        if whiteout && self.tree.markers.lists_whiteouts() {
+            self.add_whiteout(parent, name)?;
+        }
         if let Some(inode) = self.link(&kind, &stat, covered) {
             return Ok(Entry { name: span, inode });
         }
         let inode = self.add(kind, &stat, parent, span)?;
-        let whiteout = matches!(kind, Kind::Character { major: 0, minor: 0 });
-        if whiteout && !self.tree.markers.allows_whiteouts() {
-            return Err(self.marker(inode, "device number 0:0"));
-        }
         if covered {
             self.tree.covered.push(inode);
         } else if stat.stx_nlink > 1 && !matches!(kind, Kind::Directory { .. }) {
@@ -213,6 +220,33 @@ impl Scan {
         let xattrs = self.xattrs(xattrs, inode)?;
         self.tree.inodes[inode as usize].xattrs = xattrs;
         Ok(Entry { name: span, inode })
+    }
+
+    /// A device 0:0 that is to be shown.
+    fn add_whiteout(&mut self, parent: u32, name: &[u8]) -> Result<(), Error> {
+        let path = self.tree.relative_path(parent).join(OsStr::from_bytes(name));
+        let path = path.as_os_str().as_bytes();
+        // The guest opens it as one path, and has the list in the value of one attribute.
+        if path.len() >= PATH_MAX || self.whiteouts.len() + path.len() >= LONGEST_VALUE {
+            return Err(Error::Whiteouts {
+                path: self.tree.path(parent).join(OsStr::from_bytes(name)),
+            });
+        }
+        self.whiteouts.extend_from_slice(path);
+        self.whiteouts.push(0);
+        Ok(())
+    }
+
+    /// Says in an attribute of the top directory where there are devices 0:0, which the guest could not find through an overlay.
+    fn list_whiteouts(&mut self) {
+        if self.whiteouts.is_empty() {
+            return;
+        }
+        let root = self.tree.inodes[ROOT as usize].xattrs;
+        let mut set = self.tree.xattrs[root as usize].clone();
+        set.push((WHITEOUTS.to_vec(), std::mem::take(&mut self.whiteouts)));
+        set.sort_unstable();
+        self.tree.inodes[ROOT as usize].xattrs = self.store_xattrs(set);
     }
 
     /// If the file has been met under another name: that inode, with one more link.
@@ -286,12 +320,16 @@ impl Scan {
             set if set.is_empty() => return Ok(0),
             set => set,
         };
-        let next = self.tree.xattrs.len() as u32; // at most one for each inode
+        Ok(self.store_xattrs(set))
+    }
+
+    fn store_xattrs(&mut self, set: XattrSet) -> u32 {
+        let next = self.tree.xattrs.len() as u32; // at most one for each inode, and the first
         let index = *self.sets.entry(set.clone()).or_insert(next);
         if index == next {
             self.tree.xattrs.push(set);
         }
-        Ok(index)
+        index
     }
 
     fn read_xattrs(&self, xattrs: Xattrs, inode: u32) -> Result<XattrSet, Error> {

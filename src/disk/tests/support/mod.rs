@@ -14,7 +14,7 @@ use std::process::{Command, Output};
 
 use aes::Aes256;
 use aes::cipher::KeyInit;
-use disk::{Built, Options, Unlock};
+use disk::{Built, Options, Tree, Unlock};
 
 /// An image in a directory of its own.
 pub struct Image {
@@ -31,6 +31,11 @@ impl Image {
     }
 
     pub fn build_with(rootfs: &Path, unlock: Unlock, threads: usize) -> Self {
+        Self::of_tree(&Tree::scan(rootfs).expect("a tree"), unlock, threads)
+    }
+
+    /// Converts a tree that has been scanned.
+    pub fn of_tree(tree: &Tree, unlock: Unlock, threads: usize) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("image");
         let file = OpenOptions::new()
@@ -44,7 +49,7 @@ impl Image {
             label: "test",
             progress: None,
         };
-        let built = disk::build(rootfs, &file, &unlock, &options).expect("a conversion");
+        let built = tree.build(&file, &unlock, &options).expect("a conversion");
         Self {
             directory,
             file,
