@@ -143,10 +143,10 @@ impl Passt {
 
 /// What passt says of its failure: its last line that is not about the log.
 fn complaint(stderr: &str) -> String {
-    let lines = stderr.lines().map(str::trim).filter(|line| {
-        !line.is_empty() && !(line.starts_with("Failed to send ") && line.ends_with("to syslog"))
-    });
-    lines.last().unwrap_or("it failed and did not say why").to_owned()
+    let of_log = |line: &str| line.starts_with("Failed to send ") && line.ends_with("to syslog");
+    let mut lines = stderr.lines().rev().map(str::trim);
+    let said = lines.find(|line| !line.is_empty() && !of_log(line));
+    said.unwrap_or("it failed and did not say why").to_owned()
 }
 
 /// Whether the container is to have the network of this process.
