@@ -108,7 +108,7 @@ fn the_guest_reaches_the_host_and_is_reached_where_it_is_asked_for() {
         "ls /sys/class/net | tr '\\n' ' '; echo; nc {HOST} 7201; nc 10.0.2.2 7202; nc -w 5 {HOST} 7209 </dev/null || echo refused;
         echo pong | nc -l -u -p 7204 >/dev/null & echo serving; while :; do echo of the guest | nc -l -p 80; done"
     );
-    let annotation = "io.cwrun.host-ports=80,7204/udp";
+    let annotation = "io.cwrun.host-ports=80 7204/udp";
     let run = [
         "run",
         "--detach",

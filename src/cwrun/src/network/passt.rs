@@ -143,10 +143,10 @@ impl Passt {
 
 /// What passt says of its failure: its last line that is not about the log.
 fn complaint(stderr: &str) -> String {
-    let lines = stderr.lines().map(str::trim).filter(|line| {
-        !line.is_empty() && !(line.starts_with("Failed to send ") && line.ends_with("to syslog"))
-    });
-    lines.last().unwrap_or("it failed and did not say why").to_owned()
+    let of_log = |line: &str| line.starts_with("Failed to send ") && line.ends_with("to syslog");
+    let mut lines = stderr.lines().rev().map(str::trim);
+    let said = lines.find(|line| !line.is_empty() && !of_log(line));
+    said.unwrap_or("it failed and did not say why").to_owned()
 }
 
 /// Whether the container is to have the network of this process.
@@ -283,10 +283,12 @@ fn resolver(line: &str) -> Option<IpAddr> {
 }
 
 impl Ports {
-    /// `8080,5000-5010,53/udp`: numbers and ranges, of TCP unless they say otherwise. Nothing for no port.
+    /// `8080 5000-5010,53/udp`: numbers and ranges, of TCP unless they say otherwise, behind each other with spaces or commas (which
+    /// podman takes for the end of an annotation). Nothing for no port.
     fn parse(text: &str) -> Result<Self> {
         let (mut tcp, mut udp, mut count) = (Vec::new(), Vec::new(), 0);
-        for item in text.split(',').map(str::trim).filter(|_| !text.trim().is_empty()) {
+        let items = text.split(|letter: char| letter == ',' || letter.is_whitespace());
+        for item in items.filter(|item| !item.is_empty()) {
             let (range, list) = match item.split_once('/') {
                 None | Some((_, "tcp")) => (item.trim_end_matches("/tcp"), &mut tcp),
                 Some((range, "udp")) => (range, &mut udp),

@@ -12,7 +12,7 @@ fn ports_are_numbers_and_ranges_of_either_kind() {
     assert_eq!(ports(""), said("none", "none"));
     assert_eq!(ports("80"), said("80", "none"));
     assert_eq!(
-        ports("80, 443/tcp,53/udp,5000-5010"),
+        ports("80, 443/tcp,53/udp 5000-5010"),
         said("80,443,5000-5010", "53")
     );
     assert_eq!(ports("1-1024/udp"), said("none", "1-1024"));
@@ -21,7 +21,6 @@ fn ports_are_numbers_and_ranges_of_either_kind() {
         "65536",
         "80/sctp",
         "90-80",
-        "80,",
         "-80",
         "+80",
         "all",
@@ -38,7 +37,7 @@ fn ports_are_numbers_and_ranges_of_either_kind() {
 proptest! {
     /// What reaches a command line is made of nothing but numbers, whatever was asked for.
     #[test]
-    fn passt_is_told_numbers_only(text in "[0-9/,a-z~:-]{0,20}") {
+    fn passt_is_told_numbers_only(text in "[0-9/, a-z~:-]{0,20}") {
         if let Ok((tcp, udp)) = ports(&text) {
             for list in [tcp, udp] {
                 let numbers = |byte: u8| byte.is_ascii_digit() || b",-".contains(&byte);

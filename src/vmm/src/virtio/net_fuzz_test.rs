@@ -26,7 +26,7 @@ const RINGS: [u64; 2] = [0x10_0000, 0x20_0000];
 const TABLES: u64 = 0x30_0000;
 const TABLE_ENTRIES: u64 = 32;
 const ARENA: u64 = 0x100_0000;
-const ARENA_BYTES: u64 = 1 << 20;
+const ARENA_BYTES: u64 = 1 << 18;
 const PAGE: u64 = 4096;
 const MEMORY_BYTES: u64 = 64 << 20;
 
@@ -125,42 +125,49 @@ impl Bench {
     }
 
     fn address(&mut self) -> u64 {
-        match self.choices.below(if self.wild { 8 } else { 12 }) {
+        // Behind the end, up to it, and at the end of everything.
+        match self.choices.below(600) {
+            0 => return MEMORY_BYTES + self.choices.below(1 << 20),
+            1 => return u64::MAX - self.choices.below(1 << 16),
+            2 if self.wild => return self.choices.next(),
+            _ => {}
+        }
+        match self.choices.below(12) {
             0 if self.wild => RINGS[0] + self.choices.below(0xc000),
             1 if self.wild => RINGS[1] + self.choices.below(0xc000),
             2 if self.wild => TABLES + self.choices.below(0x1000),
-            3 if self.wild => self.choices.next(),
-            // Behind the end, up to it, and at the end of everything.
-            0 => MEMORY_BYTES + self.choices.below(1 << 20),
-            1 => u64::MAX - self.choices.below(1 << 16),
             _ => ARENA + self.choices.below(ARENA_BYTES),
         }
     }
 
     fn length(&mut self) -> u32 {
-        match self.choices.below(10) {
+        match self.choices.below(200) {
             0 => 0,
             1 => self.choices.below(16) as u32,
-            2 => self.choices.next() as u32,
-            3..=6 => self.choices.below(3000) as u32,
-            _ => self.choices.below(70_000) as u32,
+            2 if self.wild => self.choices.next() as u32,
+            3..=100 => 12 + self.choices.below(3000) as u32,
+            _ => 1530 + self.choices.below(68_000) as u32,
         }
     }
 
-    /// Writes a descriptor that points to data, and takes note of it. Mostly sound ones, or nothing but errors would come of it.
-    fn describe(&mut self, at: u64, next: u16, write: bool) {
+    /// Writes a descriptor that points to data, and perhaps to the `next` one, and takes note of it. Mostly sound ones, or nothing but errors would come of it.
+    fn describe(&mut self, at: u64, next: Option<u16>, write: bool) {
         let (mut address, mut length) = (self.address(), self.length());
         let last = ARENA + ARENA_BYTES;
         if !self.wild && (ARENA..last).contains(&address) {
             // What begins in the arena stays in it, but now and then what runs out of all memory.
             let room = last - address;
             length = length.min(room as u32);
-            if self.choices.one_in(500) {
+            if self.choices.one_in(2000) {
                 address = MEMORY_BYTES - 1;
                 length = length.max(2);
             }
         }
-        let mut flags = if self.choices.one_in(4) { 0 } else { NEXT };
+        let mut flags = if next.is_none() || self.choices.one_in(2) {
+            0
+        } else {
+            NEXT
+        };
         if write {
             flags |= WRITE;
             self.note_writable(address, length);
@@ -177,7 +184,7 @@ impl Bench {
         let next = if self.choices.one_in(100) {
             self.choices.next() as u16
         } else {
-            next
+            next.unwrap_or_default()
         };
         self.drivers[0].put_descriptor_at(at, (address, length, flags, next));
     }
@@ -195,8 +202,8 @@ impl Bench {
         let receive = queue == 0;
         for _ in 0..self.choices.below(8) {
             let index = self.choices.below(SIZE.into()) as u16;
-            let at = RINGS[queue] + u64::from(index) * 16;
-            let write = if self.choices.one_in(20) {
+            let mut at = index;
+            let write = if self.choices.one_in(300) {
                 !receive
             } else {
                 receive
@@ -205,16 +212,21 @@ impl Bench {
                 let table = TABLES + self.choices.below(16) * TABLE_ENTRIES * 16;
                 let entries = 1 + self.choices.below(TABLE_ENTRIES);
                 for entry in 0..entries {
-                    self.describe(table + entry * 16, (entry + 1) as u16, write);
+                    let next = (entry + 1 < entries).then_some((entry + 1) as u16);
+                    self.describe(table + entry * 16, next, write);
                 }
-                let length = if self.choices.one_in(20) {
+                let length = if self.choices.one_in(100) {
                     self.choices.below(600) as u32
                 } else {
                     entries as u32 * 16
                 };
                 self.drivers[queue].put_descriptor(index, (table, length, INDIRECT, 0));
             } else {
-                self.describe(at, index.wrapping_add(1) % SIZE, write);
+                for part in (1..=1 + self.choices.below(4) as u16).rev() {
+                    let next = (part > 1).then_some((at + 1) % SIZE);
+                    self.describe(RINGS[queue] + u64::from(at) * 16, next, write);
+                    at = (at + 1) % SIZE;
+                }
             }
             let slot = RINGS[queue] + 0x4004 + u64::from(self.available[queue] % SIZE) * 2;
             let head = if self.choices.one_in(200) {
