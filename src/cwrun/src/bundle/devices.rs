@@ -54,13 +54,14 @@ impl Disk {
         let node = host_node(*major, *minor).with_context(|| {
             format!("config.json: linux.devices: {path}: the host's block device {major}:{minor}")
         })?;
-        let open = |writable| File::options().read(true).write(writable).open(&node);
-        let (file, writable) = match open(self.writable) {
-            Err(error) if self.writable && error.raw_os_error() == Some(libc::EROFS) => (open(false), false),
-            result => (result, self.writable),
-        };
-        let file =
-            file.with_context(|| format!("config.json: linux.devices: {path}: opening {}", node.display()))?;
+        // The kernel lets one that is read-only be opened to write, and then refuses each write.
+        let readonly = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/ro"));
+        let writable = self.writable && !readonly.is_ok_and(|text| text.trim_end() == "1");
+        let file = File::options()
+            .read(true)
+            .write(writable)
+            .open(&node)
+            .with_context(|| format!("config.json: linux.devices: {path}: opening {}", node.display()))?;
         let meta = file.metadata()?;
         let number = (libc::major(meta.rdev()), libc::minor(meta.rdev()));
         ensure!(
