@@ -231,7 +231,7 @@ pub enum GuestKey {
     /// KBS protocol.
     Jwe(EncryptionKey),
     /// The older dialect.
-    Pkcs1(rsa::RsaPublicKey),
+    Pkcs1(rsa::PublicKey),
 }
 
 /// What the report of a session said.

@@ -14,7 +14,7 @@ use aes_kw::KwAes256;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use p256::elliptic_curve::sec1::ToSec1Point as _;
 use rsa::traits::PublicKeyParts as _;
-use rsa::{BoxedUint, Oaep, RsaPublicKey};
+use rsa::{BoxedUint, Oaep, PublicKey as RsaPublicKey};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
@@ -136,7 +136,7 @@ pub(crate) fn parse_rsa(modulus: &[u8], exponent: &[u8]) -> Result<RsaPublicKey,
         BoxedUint::from_be_slice_vartime(exponent),
     )
     .map_err(|_| Error::Rsa)?;
-    if RSA_BITS.contains(&key.n().as_ref().bits_vartime()) {
+    if RSA_BITS.contains(&key.n().as_ref().bit_width_vartime()) {
         Ok(key)
     } else {
         Err(Error::Rsa)

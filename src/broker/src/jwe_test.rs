@@ -3,7 +3,7 @@ use aes_gcm::aead::Aead as _;
 use aes_gcm::aead::Payload;
 use p256::SecretKey;
 use proptest::prelude::*;
-use rsa::RsaPrivateKey;
+use rsa::PrivateKey as RsaPrivateKey;
 
 fn ec(x: &str, y: &str) -> TeePublicKey {
     TeePublicKey::EC {

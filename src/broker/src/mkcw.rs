@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use rsa::{Pkcs1v15Encrypt, RsaPublicKey};
+use rsa::{Pkcs1v15Encrypt, PublicKey as RsaPublicKey};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha512};
 use workload::{Hex, Passphrase};

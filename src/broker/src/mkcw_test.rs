@@ -1,6 +1,6 @@
 use super::*;
 use proptest::prelude::*;
-use rsa::RsaPrivateKey;
+use rsa::PrivateKey as RsaPrivateKey;
 use rsa::traits::PublicKeyParts as _;
 use serde_json::json;
 

@@ -2,7 +2,7 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rsa::traits::PublicKeyParts as _;
-use rsa::{Pkcs1v15Encrypt, RsaPrivateKey};
+use rsa::{Pkcs1v15Encrypt, PrivateKey as RsaPrivateKey};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha512};
 use tee::report::ReportData;
