@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use disk::Archive;
 use rustix::fs::{Mode, OFlags};
 use sha2::{Digest as _, Sha256};
@@ -19,31 +19,17 @@ const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// in the directory `scratch`.
 pub fn open(blobs: &Blobs, layer: &Layer, diff_id: &Sha256Digest, scratch: &Path) -> Result<Archive> {
     let blob = blobs.open(&layer.name)?;
-    let mut magic = [0; 4];
-    let magic = &magic[..blob.reader().read(&mut magic).map(|len| len.min(4))?].to_vec();
-    let copied = match magic {
-        magic if magic.starts_with(&GZIP) => unpack(
-            &blob,
-            layer,
-            |input, output| copy(flate2::read::MultiGzDecoder::new(input), output),
-            scratch,
-        )?,
-        magic if magic.starts_with(&ZSTD) => unpack(
-            &blob,
-            layer,
-            |input, output| {
-                let decoder = ruzstd::decoding::StreamingDecoder::new(input);
-                copy(decoder.map_err(io::Error::other)?, output)
-            },
-            scratch,
-        )?,
-        // As it is, in place.
-        _ if blob.offset == 0 => {
-            let mut digest = Sha256::new();
-            copy(blob.reader(), &mut digest)?;
-            (blob.file, digest.finalize().into())
-        }
-        _ => unpack(&blob, layer, copy, scratch)?,
+    let mut magic = Vec::new();
+    blob.reader().take(4).read_to_end(&mut magic)?;
+    let copied = if magic.starts_with(&GZIP) {
+        unpack(&blob, layer, scratch, gunzip)?
+    } else if magic == ZSTD {
+        unpack(&blob, layer, scratch, unzstd)?
+    } else if blob.offset > 0 {
+        unpack(&blob, layer, scratch, |input, output| copy(input, output))?
+    } else {
+        let digest = digest(&blob)?;
+        (blob.file, digest)
     };
     let (file, digest) = copied;
     diff_id.expect(digest)?;
@@ -54,16 +40,13 @@ pub fn open(blobs: &Blobs, layer: &Layer, diff_id: &Sha256Digest, scratch: &Path
 fn unpack(
     blob: &Blob,
     layer: &Layer,
-    decode: impl FnOnce(&mut Digesting<'_>, &mut Copy) -> io::Result<()>,
     scratch: &Path,
+    decode: impl FnOnce(&mut Digesting<'_>, &mut Copy) -> io::Result<()>,
 ) -> Result<(File, [u8; 32])> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let file = rustix::fs::open(scratch, flags, Mode::RUSR | Mode::WUSR)
         .with_context(|| format!("can't make a file in {}", scratch.display()))?;
-    let mut input = Digesting {
-        reader: Box::new(blob.reader()),
-        digest: Sha256::new(),
-    };
+    let mut input = Digesting::new(blob);
     let mut output = Copy {
         file: file.into(),
         digest: Sha256::new(),
@@ -75,6 +58,23 @@ fn unpack(
         expected.expect(input.digest.finalize().into())?;
     }
     Ok((output.file, output.digest.finalize().into()))
+}
+
+fn gunzip(input: &mut Digesting<'_>, output: &mut Copy) -> io::Result<()> {
+    copy(flate2::read::MultiGzDecoder::new(input), output)
+}
+
+/// One frame. What may be behind it, as zstd:chunked has it, is no part of the archive.
+fn unzstd(input: &mut Digesting<'_>, output: &mut Copy) -> io::Result<()> {
+    let decoder = ruzstd::decoding::StreamingDecoder::new(input);
+    copy(decoder.map_err(io::Error::other)?, output)
+}
+
+/// The digest of a blob as it is.
+fn digest(blob: &Blob) -> io::Result<[u8; 32]> {
+    let mut input = Digesting::new(blob);
+    copy(&mut input, &mut io::sink())?;
+    Ok(input.digest.finalize().into())
 }
 
 fn copy(mut from: impl Read, to: &mut impl Write) -> io::Result<()> {
@@ -93,6 +93,15 @@ fn copy(mut from: impl Read, to: &mut impl Write) -> io::Result<()> {
 struct Digesting<'a> {
     reader: Box<dyn Read + 'a>,
     digest: Sha256,
+}
+
+impl<'a> Digesting<'a> {
+    fn new(blob: &'a Blob) -> Self {
+        Self {
+            reader: Box::new(blob.reader()),
+            digest: Sha256::new(),
+        }
+    }
 }
 
 impl Read for Digesting<'_> {

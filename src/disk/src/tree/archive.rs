@@ -421,8 +421,12 @@ impl Flat<'_> {
             parent,
             name,
         });
-        if matches!(kind, Kind::Character { major: 0, minor: 0 }) && !self.tree.markers.allows_whiteouts() {
-            return Err(self.marker(index, "device number 0:0"));
+        if matches!(kind, Kind::Character { major: 0, minor: 0 }) && self.tree.markers.lists_whiteouts() {
+            return Err(Error::Archive {
+                layer: node.layer as usize + 1,
+                member: self.tree.relative_path(index),
+                problem: "is a device 0:0, which an overlay of the image could not show",
+            });
         }
         self.tree.inodes[index as usize].xattrs = self.xattrs(&node.xattrs, index)?;
         Ok(index)

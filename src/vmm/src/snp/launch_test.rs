@@ -336,7 +336,7 @@ fn pages_that_cant_be_launched_are_refused_before_anything_happens() {
         ),
         (
             vec![LaunchPages {
-                gpa: u64::MAX & !0xfff,
+                gpa: !0xfff,
                 content: Content::Zero(1),
             }],
             "run over the end of memory",

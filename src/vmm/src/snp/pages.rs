@@ -211,7 +211,7 @@ impl Pages {
             self.lock().statistics.refused += 1;
             return INVALID;
         }
-        let bytes = pages.checked_mul(PAGE).unwrap_or(u64::MAX);
+        let bytes = pages.saturating_mul(PAGE);
         match self.convert(gpa, bytes, attributes & RANGE_ENCRYPTED != 0) {
             Ok(()) => DONE,
             Err(Error::Range { .. } | Error::Flags(_)) => INVALID,

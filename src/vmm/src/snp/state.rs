@@ -155,8 +155,10 @@ mod tests {
 
     #[test]
     fn general_registers_have_the_order_of_instructions() {
-        let mut state = VcpuState::default();
-        state.general = std::array::from_fn(|index| index as u64);
+        let state = VcpuState {
+            general: std::array::from_fn(|index| index as u64),
+            ..VcpuState::default()
+        };
         let regs = state.regs();
         assert_eq!((regs.rax, regs.rcx, regs.rdx, regs.rbx), (0, 1, 2, 3));
         assert_eq!((regs.rsp, regs.rbp, regs.rsi, regs.rdi), (4, 5, 6, 7));
