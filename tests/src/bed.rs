@@ -3,7 +3,7 @@
 //! ```text
 //!   /tmp/cwrun-e2e/             a tmpfs in the testbed
 //!     ├── bin/cwrun             CWRUN_BINARY, else target/release/cwrun
-//!     ├── guest/{vmlinux,initrd}  CWRUN_GUEST_DIR, else target/guest; cwrun finds it beside its own directory
+//!     ├── guest/…             CWRUN_GUEST_DIR, else target/guest; cwrun finds it beside its own directory
 //!     ├── busybox/              root file system
 //!     ├── debian/               root file system, unpacked when first asked for
 //!     └── cache/                disks shared by tests that don't bring their own
@@ -65,7 +65,7 @@ impl Bed {
         self.dir.join("bin/cwrun")
     }
 
-    /// Directory with the guest's kernel and initrd.
+    /// Directory with the guest's kernels, its initrd and stage0.
     pub fn guest(&self) -> PathBuf {
         self.dir.join("guest")
     }
@@ -131,7 +131,7 @@ impl Bed {
         self.once("programs", |bed| {
             copy(&binary, &bed.cwrun());
             fs::create_dir_all(bed.guest()).expect("a directory in the bed");
-            for name in ["vmlinux", "initrd"] {
+            for name in ["vmlinux", "initrd", "bzImage", "stage0", "stage0-plain"] {
                 copy(&guest.join(name), &bed.guest().join(name));
             }
         });

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{
     AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, COOKIE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
     SET_COOKIE,
@@ -215,6 +215,10 @@ impl Server {
             "admin" | "register_workload" => self.limits.registration * 4 / 3 + 4096,
             _ => self.limits.body,
         };
+        // By what it says of itself, before any of it has come.
+        if body.size_hint().lower() > limit as u64 {
+            return Err(refused(413, "the body is too long"));
+        }
         let body = timeout(self.read_time(), Limited::new(body, limit).collect())
             .await
             .map_err(|_| refused(408, "the body took too long"))?

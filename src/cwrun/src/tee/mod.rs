@@ -181,7 +181,8 @@ pub fn start(
             // On stderr always: nobody may take this for protection because a log was not read.
             eprintln!("cwrun: {warning}");
             tracing::warn!("{warning}");
-            let evidence = Evidence::new(&plan, host_data, settings.policy);
+            let evidence = Evidence::new(&plan, host_data, settings.policy)
+                .context("a connection to the simulated TEE")?;
             let plain = confidential::read_image(&open("stage0-plain")?)?;
             let plan = files.plan(&plain, vcpus, cpu, Variant::Linux6_11)?;
             Ok(Start {
