@@ -56,7 +56,7 @@ test-snp:
 
 bench: build
 	benches/convert
-	tests/testbed/rootfs
+	tests/testbed/rootfs busybox debian
 	tests/testbed/run --deadline 1800 --share target/bench -- benches/run
 	tests/testbed/run --deadline 1800 --share target/bench -- benches/layers
 	tests/testbed/run --deadline 1800 --share target/bench -- benches/net
