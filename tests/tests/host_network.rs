@@ -140,10 +140,7 @@ fn the_guest_reaches_the_host_and_is_reached_where_it_is_asked_for() {
             text.clear();
             let mut stream = connect(address);
             stream.write_all(b"word\n").ok()?;
-            stream
-                .read_to_string(&mut text)
-                .ok()
-                .filter(|length| *length > 0)
+            stream.read_to_string(&mut text).ok().filter(|length| *length > 0)
         });
         assert_eq!(text, "word of the guest\n");
     }
