@@ -37,6 +37,9 @@ use crate::{Error, Unlock, VolumeKey};
 /// Index of the top directory's inode.
 pub(crate) const ROOT: u32 = 0;
 
+/// Longest value of an extended attribute that EROFS can store, in bytes.
+const LONGEST_VALUE: usize = u16::MAX as usize;
+
 /// A scanned root file system: see [`Tree::scan`].
 pub struct Tree {
     /// As the caller named it; for messages.
@@ -274,6 +277,14 @@ impl Tree {
     /// The inode with an index that came from this tree.
     pub(crate) fn at(&self, inode: u32) -> &Inode {
         &self.inodes[inode as usize]
+    }
+
+    /// A mark of overlayfs that can't have the meaning asked for.
+    fn marker(&self, inode: u32, mark: &str) -> Error {
+        Error::Marker {
+            path: self.path(inode),
+            mark: mark.to_owned(),
+        }
     }
 
     /// A failed system call on a file of the tree.

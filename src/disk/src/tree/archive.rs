@@ -13,7 +13,9 @@ use std::path::PathBuf;
 use super::list::is_kept;
 use super::markers::Attribute;
 use super::tar::{Failure, Member, MemberKind, Members};
-use super::{Entry, Inode, Kind, Markers, Origin, ROOT, Source, Span, Target, Time, Tree, XattrSet};
+use super::{
+    Entry, Inode, Kind, LONGEST_VALUE, Markers, Origin, ROOT, Source, Span, Target, Time, Tree, XattrSet,
+};
 use crate::Error;
 
 /// A layer of an image: a tar archive, not compressed.
@@ -38,9 +40,6 @@ const LONGEST_PATH: usize = 4095;
 const LONGEST_NAME: usize = 255;
 /// Symbolic links that the way to a member may lead through, as in the kernel (path_resolution(7)).
 const MOST_LINKS: u32 = 40;
-/// Longest value of an extended attribute that EROFS can store.
-const LONGEST_VALUE: usize = u16::MAX as usize;
-
 /// See [`Tree::from_archives`].
 pub(super) fn tree(archives: Vec<Archive>, markers: Markers) -> Result<Tree, Error> {
     let mut unpacked = Unpacked::new();
@@ -462,7 +461,7 @@ impl Flat<'_> {
             match self.tree.markers.attribute(name, value) {
                 Attribute::Named(name) => set.push((name, value.clone())),
                 Attribute::Dropped => {}
-                Attribute::Refused => return Err(self.marker(inode, &shown())),
+                Attribute::Refused => return Err(self.tree.marker(inode, &shown())),
             }
         }
         set.sort_unstable();
@@ -472,13 +471,6 @@ impl Flat<'_> {
             self.tree.xattrs.push(set);
         }
         Ok(index)
-    }
-
-    fn marker(&self, inode: u32, mark: &str) -> Error {
-        Error::Marker {
-            path: self.tree.path(inode),
-            mark: mark.to_owned(),
-        }
     }
 
     /// Puts bytes into the arena.

@@ -17,11 +17,8 @@ use rustix::io::Errno;
 use super::list::{self, Desk, Failure, File, Found, Listing, Request, Ticket, Xattrs, stat};
 use super::markers::{Attribute, Markers, WHITEOUTS};
 use super::open::steps_to;
-use super::{Entry, Inode, Kind, Origin, ROOT, Source, Span, Target, Time, Tree, XattrSet};
+use super::{Entry, Inode, Kind, LONGEST_VALUE, Origin, ROOT, Source, Span, Target, Time, Tree, XattrSet};
 use crate::Error;
-
-/// Longest value of an extended attribute that EROFS can store.
-const LONGEST_VALUE: usize = u16::MAX as usize;
 
 /// `PATH_MAX` of Linux, its final NUL included.
 const PATH_MAX: usize = 4096;
@@ -349,7 +346,9 @@ impl Scan {
                 Ok(value) => match self.tree.markers.attribute(name, &value) {
                     Attribute::Named(name) => set.push((name, value)),
                     Attribute::Dropped => {}
-                    Attribute::Refused => return Err(self.marker(inode, &String::from_utf8_lossy(name))),
+                    Attribute::Refused => {
+                        return Err(self.tree.marker(inode, &String::from_utf8_lossy(name)));
+                    }
                 },
                 Err(Errno::NODATA) => {
                     return Err(Error::Changed {
@@ -361,13 +360,6 @@ impl Scan {
         }
         set.sort_unstable();
         Ok(set)
-    }
-
-    fn marker(&self, inode: u32, mark: &str) -> Error {
-        Error::Marker {
-            path: self.tree.path(inode),
-            mark: mark.to_owned(),
-        }
     }
 
     /// A directory that was written to while it was listed may lack names that were there all along.
