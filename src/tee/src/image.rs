@@ -12,6 +12,7 @@
 //! own. (System V ABI, ELF-64 object file format; psABI for x86-64.)
 
 use crate::{Gpa, PAGE_SIZE, Page};
+use stage0::abi::segment;
 
 /// The largest file, in bytes, that is looked at.
 pub const MAX_FILE: usize = 4 << 20;
@@ -32,10 +33,10 @@ const PT_PHDR: u32 = 6;
 const PT_GNU_STACK: u32 = 0x6474_e551;
 const PT_GNU_RELRO: u32 = 0x6474_e552;
 const PT_GNU_PROPERTY: u32 = 0x6474_e553;
-const PT_HASHES: u32 = 0x6063_7701;
-const PT_SECRETS: u32 = 0x6063_7702;
-const PT_CPUID: u32 = 0x6063_7703;
-const PT_SCRATCH: u32 = 0x6063_7704;
+const PT_HASHES: u32 = segment::HASHES;
+const PT_SECRETS: u32 = segment::SECRETS;
+const PT_CPUID: u32 = segment::CPUID;
+const PT_SCRATCH: u32 = segment::ZERO;
 
 /// Why a file is not an image that can be launched.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -14,8 +14,7 @@ use crate::{Gpa, PAGE_SIZE, Page};
 /// 4 KiB, one guest at a time.
 pub const MAX_MEASURED: usize = 96 << 10;
 
-/// The most vCPUs of a guest: stage0 gives them 8-bit APIC ids.
-pub const MAX_VCPUS: u32 = 254;
+pub use stage0::abi::MAX_VCPUS;
 
 /// What a launch is made of.
 #[derive(Debug, Clone, Copy)]
