@@ -283,8 +283,10 @@ fn the_writable_layer_is_fresh_for_each_container() {
 fn many_processes_and_zombies() {
     let cwrun = Cwrun::new();
     let script = r#"
-        i=0; while [ $i -lt 200 ]; do (sleep 3; echo "$i" >/tmp/$i) & i=$((i + 1)); done
+        mkfifo /tmp/go; exec 3<>/tmp/go # each waits there for a line
+        i=0; while [ $i -lt 200 ]; do (read _ <&3; echo "$i" >/tmp/$i) & i=$((i + 1)); done
         echo "running=$(ls /proc | grep -c '^[0-9]*$')"
+        i=0; while [ $i -lt 200 ]; do echo; i=$((i + 1)); done >&3
         wait
         echo "finished=$(ls /tmp | grep -c '^[0-9]*$')"
         # Orphans of orphans become the first process's children; their ends must not pile up outside its sight either.
