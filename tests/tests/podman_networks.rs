@@ -55,8 +55,13 @@ fn links_of_bridges_gone(before: &[String]) -> Vec<String> {
     links()
 }
 
-/// Answers on port 80 with a page, and the first packet on UDP port 7 with another.
-const SERVER: &str = "mkdir /www; echo page > /www/index.html; echo pong | nc -l -u -p 7 > /www/ping & exec httpd -f -p 80 -h /www";
+/// Answers on port 80 with a page.
+const SERVER: &str = "mkdir /www; echo page > /www/index.html; exec httpd -f -p 80 -h /www";
+/// Answers every packet on UDP port 7 with what is in it. The image has nothing that can, so the host's perl does, with these volumes.
+pub(crate) const ECHO: &str = r#"perl -MSocket -e "socket S, AF_INET, SOCK_DGRAM, 0 or die \$!; bind S, sockaddr_in(7, INADDR_ANY) or die \$!;
+            send S, qq(echo \$text), 0, \$from while \$from = recv S, \$text, 2000, 0" &"#;
+pub(crate) const PERL: &str =
+    "-v /usr/lib:/lib:ro -v /usr/lib:/usr/lib:ro -v /lib64:/lib64:ro -v /usr/bin/perl:/usr/bin/perl:ro";
 
 #[test]
 #[ignore = "needs KVM: run in the testbed"]
@@ -65,7 +70,7 @@ fn ports_names_and_neighbours() {
         podman.ok("network create --subnet 10.77.0.0/24 --ipv6 --subnet fd00:77::/64 lan");
         podman.say(&format!(
             "run --detach --name server --network lan --network-alias alias --ip 10.77.0.5 --ip6 fd00:77::5 --publish 8080:80
-            --publish 127.0.0.1:7007:7/udp $IMAGE sh -c '{SERVER}'"
+            --publish 127.0.0.1:7007:7/udp {PERL} $IMAGE sh -c '{ECHO} {SERVER}'"
         ));
         // By the published port and by the address, once it listens.
         for address in ["127.0.0.1:8080", "10.77.0.5:80", "[fd00:77::5]:80"] {
@@ -87,8 +92,9 @@ fn ports_names_and_neighbours() {
             Some(stream.read(&mut [0; 10]).map_err(|error| error.kind()))
         });
         podman.note(format!("a connection that is broken off: {reset:?}"));
-        podman.note(format!("UDP: {:?}", ping_pong("10.77.0.5:7")));
-        podman.note(format!("UDP there: {:?}", get("10.77.0.5:80", "/ping").ok()));
+        for address in ["10.77.0.5:7", "127.0.0.1:7007"] {
+            podman.note(format!("UDP {address}: {}", echo(address)));
+        }
         podman.note(format!(
             "ping: {}",
             Run::new("busybox")
@@ -131,13 +137,15 @@ pub(crate) fn get(address: &str, path: &str) -> std::io::Result<String> {
 }
 
 /// What comes back by UDP.
-pub(crate) fn ping_pong(address: &str) -> Option<String> {
-    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
-    socket.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
-    socket.send_to(b"ping\n", address).ok()?;
-    let mut buffer = [0; 100];
-    let (length, _) = socket.recv_from(&mut buffer).ok()?;
-    String::from_utf8(buffer[..length].to_vec()).ok()
+pub(crate) fn echo(address: &str) -> String {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    eventually(address, 60, || {
+        socket.send_to(b"one packet", address).ok()?;
+        let mut buffer = [0; 100];
+        let (length, _) = socket.recv_from(&mut buffer).ok()?;
+        String::from_utf8(buffer[..length].to_vec()).ok()
+    })
 }
 
 #[test]
@@ -188,13 +196,13 @@ fn networks_of_cni() {
             "run --rm --network lan --ip 10.79.0.9 --mac-address 02:00:00:00:00:19 $IMAGE sh -c '{LOOK}'"
         ));
         podman.say(&format!(
-            "run --detach --name server --network lan --ip 10.79.0.5 --publish 8081:80 $IMAGE sh -c '{SERVER}'"
+            "run --detach --name server --network lan --ip 10.79.0.5 --publish 8081:80 {PERL} $IMAGE sh -c '{ECHO} {SERVER}'"
         ));
         for address in ["127.0.0.1:8081", "10.79.0.5:80"] {
             let page = eventually(address, 60, || get(address, "/").ok());
             podman.note(format!("{address}: {page}"));
         }
-        podman.note(format!("UDP: {:?}", ping_pong("10.79.0.5:7")));
+        podman.note(format!("UDP: {}", echo("10.79.0.5:7")));
         podman.say(
             "run --rm --network lan $IMAGE sh -c 'wget -qO- http://10.79.0.5/; nc -w 5 10.79.0.5 81 </dev/null || echo refused;
             ping -c 1 -w 20 10.79.0.5 >/dev/null && echo ping'",

@@ -1,6 +1,7 @@
 //! One scene, played with cwrun and with crun as podman's runtime, and what was said compared.
 
 use crate::podman::{IMAGE, Podman, as_installed};
+use e2e::process::Finished;
 use e2e::process::eventually;
 use e2e::{Run, bed};
 use std::fs;
@@ -30,10 +31,17 @@ impl Shell {
         run.env("IMAGE", IMAGE).env("TEST", TEST).deadline(120)
     }
 
+    /// Runs it to its end, and says how long that took, for whoever reads what a failed test printed.
+    fn finish(&self, run: Run, words: &str) -> Finished {
+        let done = run.finish();
+        eprintln!("crun {}: {:.1?} podman {words}", self.crun, done.took);
+        done
+    }
+
     /// Runs `podman`, which must succeed.
     #[track_caller]
     pub fn ok(&self, words: &str) {
-        self.run(words).finish().ok();
+        self.finish(self.run(words), words).ok();
     }
 
     /// Runs `podman` and notes what it said.
@@ -43,7 +51,7 @@ impl Shell {
 
     /// Runs `podman` with something to read, and notes what it said.
     pub fn answer(&mut self, words: &str, input: &str) {
-        let done = self.run(words).stdin(input).finish();
+        let done = self.finish(self.run(words).stdin(input), words);
         let is_id = |word: &str| word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
         let text = done.text();
         let lines: Vec<_> = text

@@ -69,7 +69,7 @@ fn both_sides_read_and_write_at_the_same_time() {
         &shared,
         "cat /data/from-host; echo there >/data/from-guest; mkdir -p /data/a/b && echo deep >/data/a/b/c
         until [ -e /data/go ]; do sleep 0.1; done; cat /data/go; echo more >>/data/from-host
-        grep /data /proc/mounts; mv /data/a /data/d; rm /data/go; ls /data",
+        grep /data /proc/mounts; awk '$5 == \"/data\" { print \"root\", $4 }' /proc/self/mountinfo; mv /data/a /data/d; rm /data/go; ls /data",
     );
     let container = cwrun.create("both", &bundle);
     cwrun.ok(["start", "both"]);
@@ -88,7 +88,12 @@ fn both_sides_read_and_write_at_the_same_time() {
         output.starts_with("hello\nnow\nvolume0 /data virtiofs rw,nodev,"),
         "{output}"
     );
-    assert!(output.ends_with("d\nfrom-guest\nfrom-host\n"), "{output}");
+    let path = shared.path();
+    let name = path.file_name().unwrap().to_str().unwrap();
+    assert!(
+        output.ends_with(&format!("\nroot /{name}\nd\nfrom-guest\nfrom-host\n")),
+        "{output}"
+    );
     assert_eq!(shared.read("from-host"), "hello\nmore\n");
     assert_eq!(shared.read("d/b/c"), "deep\n");
     cwrun.ok(["delete", "both"]);
@@ -892,42 +897,47 @@ fn owners(podman: &mut Shell, dir: &Path) {
 #[test]
 #[ignore = "needs KVM: run in the testbed"]
 fn options_of_podman_for_volumes() {
-    let look =
-        "cat /d/file; (echo made >/d/made) 2>/dev/null || echo read-only; ls /d; stat -c %u:%g:%a /d /d/file";
+    const OPTIONS: [&str; 9] = [
+        "z",
+        "Z",
+        "U",
+        "O",
+        "ro,z",
+        "rw,nosuid,nodev,noexec",
+        "rshared",
+        "U,O",
+        "slave,ro",
+    ];
+    let look = "for d in /d?; do echo $d; cat $d/file; (echo made >$d/made) 2>/dev/null || echo read-only; ls $d; stat -c %u:%g:%a $d $d/file; done";
+    let dir = |index: usize| PathBuf::from(format!("/tmp/podman-test/dir{index}"));
+    let volumes = OPTIONS.iter().enumerate();
+    let volumes: Vec<_> = volumes
+        .map(|(index, options)| format!("--volume $TEST/dir{index}:/d{index}:{options}"))
+        .collect();
+    let volumes = volumes.join(" ");
     same(|podman| {
-        let dir = Path::new("/tmp/podman-test/dir");
-        for options in [
-            "z",
-            "Z",
-            "U",
-            "O",
-            "ro,z",
-            "rw,nosuid,nodev,noexec",
-            "rshared",
-            "U,O",
-            "slave,ro",
-        ] {
-            let _ = fs::remove_dir_all(dir);
-            fs::create_dir(dir).unwrap();
-            fs::write(dir.join("file"), "from the host\n").unwrap();
+        for index in 0..OPTIONS.len() {
+            let _ = fs::remove_dir_all(dir(index));
+            fs::create_dir(dir(index)).unwrap();
+            fs::write(dir(index).join("file"), "from the host\n").unwrap();
+        }
+        for user in ["--user 1234:2345", ""] {
             podman.say(&format!(
-                "run --rm --network none --user 1234:2345 --volume $TEST/dir:/d:{options} $IMAGE sh -c '{look}'"
+                "run --rm --network none {user} {volumes} $IMAGE sh -c '{look}'"
             ));
-            podman.say(&format!(
-                "run --rm --network none --volume $TEST/dir:/d:{options} $IMAGE sh -c '{look}'"
-            ));
-            owners(podman, dir);
+        }
+        for index in 0..OPTIONS.len() {
+            owners(podman, &dir(index));
         }
         // In one another, in whatever order they are given; a file in a directory; a tmpfs between.
         podman.say(
-            "run --rm --network none --volume $TEST/dir:/d/in/dir --volume $TEST/file:/d/in/dir/inner:ro --tmpfs /d/in --volume named:/d
+            "run --rm --network none --volume $TEST/dir0:/d/in/dir --volume $TEST/file:/d/in/dir/inner:ro --tmpfs /d/in --volume named:/d
             $IMAGE sh -c 'find /d | sort; cat /d/in/dir/inner; echo kept >/d/kept; echo lost >/d/in/lost'",
         );
         // What the image has there is copied into a new volume, with its owners and modes, and not into one that has something.
-        podman.say("run --rm --network none --volume named:/etc $IMAGE ls /etc");
-        podman.say("run --rm --network none --volume copied:/tmp $IMAGE stat -c %a:%u /tmp");
-        podman.say("run --rm --network none --volume nocopy:/etc:nocopy $IMAGE ls /etc");
-        podman.say("run --rm --network none --mount type=bind,src=$TEST/dir,dst=/d,ro=true --mount type=tmpfs,dst=/t,tmpfs-size=1m $IMAGE
+        podman.say("run --rm --network none --volume named:/etc --volume copied:/tmp --volume nocopy:/var:nocopy $IMAGE
+            sh -c 'ls /etc /var; stat -c %a:%u /tmp'");
+        podman.say("run --rm --network none --mount type=bind,src=$TEST/dir0,dst=/d,ro=true --mount type=tmpfs,dst=/t,tmpfs-size=1m $IMAGE
             sh -c 'touch /d/x 2>/dev/null || echo read-only; df -k /t | tail -n 1 | tr -s \" \" | cut -d \" \" -f 2'");
         // Without a name; they go with the container, and another can use them.
         podman.say("create --name keeper --network none --volume /anonymous $IMAGE sh -c 'echo it >>/anonymous/file; wc -l </anonymous/file'");

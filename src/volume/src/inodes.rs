@@ -33,7 +33,7 @@ pub struct Inodes {
     by_identity: HashMap<Identity, u64>,
     last: u64,
     most: usize,
-    /// Devices seen, the root's first.
+    /// Devices seen. Of the first, inodes keep their numbers.
     devices: Vec<(u32, u32)>,
 }
 
@@ -101,6 +101,11 @@ impl Inodes {
     pub fn clear(&mut self) {
         self.by_number.retain(|number, _| *number == ROOT);
         self.by_identity.retain(|_, number| *number == ROOT);
+    }
+
+    /// Has inodes of this one's device keep their numbers, in place of those of the root's.
+    pub fn keep_numbers_of(&mut self, stat: &Statx) {
+        self.devices.insert(0, (stat.stx_dev_major, stat.stx_dev_minor));
     }
 
     /// How many there are.

@@ -1,6 +1,6 @@
 //! What is asked for, done.
 
-use crate::inodes::Inodes;
+use crate::inodes::{Inodes, ROOT};
 use crate::message::{
     self, Body, FSYNC_DATA, GETATTR_FH, Header, OPEN_KILL_SUIDGID, Opcode, WRITE_CACHE, WRITE_KILL_SUIDGID,
     fattr,
@@ -92,6 +92,15 @@ impl Server {
             descriptors: descriptors.to_owned(),
             links: open(descriptors, flags, Mode::empty())?,
         })
+    }
+
+    /// For a root that is there only for the directory `name` below it, another mount: shows its inodes under the numbers that they have.
+    pub fn keep_numbers_below(&mut self, name: &str) -> io::Result<()> {
+        let root = &self.inodes.get(ROOT)?.fd;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let below = rustix::fs::openat(root, name, flags, Mode::empty())?;
+        self.inodes.keep_numbers_of(&stat(&below)?);
+        Ok(())
     }
 
     /// Closes all that the other side had, as at the beginning.

@@ -6,6 +6,8 @@
 use crate::{Blob, Interface, MountFlag};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::path::Path;
 
 /// What the engine supplies per run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +77,9 @@ pub struct InjectedFile {
 pub struct Volume {
     /// Names the device: 1 to 36 bytes.
     pub tag: String,
+    /// What is to be mounted is below the device's root, by this name: the source's own, which is then what `mountinfo` shows as the mount's
+    /// root, as it does where the host mounts it.
+    pub name: String,
     /// Absolute path inside the container; resolved without leaving the root, created if missing.
     pub destination: String,
     /// How many of the Workload's mounts are made before it.
@@ -94,7 +99,19 @@ impl Volume {
         format!("volume{index}")
     }
 
+    /// The last component of the source's path, or of a source without one, which is a whole file system.
+    pub fn name(source: &Path) -> String {
+        let name = source.file_name().and_then(OsStr::to_str);
+        name.unwrap_or("root").to_owned()
+    }
+
     fn check(&self) -> Result<(), &'static str> {
+        if !(1..=255).contains(&self.name.len())
+            || self.name.contains(['/', '\0'])
+            || matches!(&*self.name, "." | "..")
+        {
+            return Err("a volume's name is not one of a directory");
+        }
         if self.tag.is_empty() || self.tag.len() > 36 || self.tag.contains('\0') {
             return Err("a volume's tag is not 1 to 36 bytes");
         }
@@ -148,6 +165,7 @@ mod tests {
     fn volumes_are_what_a_guest_can_mount() {
         let sound = Volume {
             tag: Volume::tag(0),
+            name: Volume::name(Path::new("/srv/files")),
             destination: "/data".into(),
             after: 7,
             flags: BTreeSet::new(),
@@ -162,6 +180,18 @@ mod tests {
         };
         assert_eq!(check(vec![sound.clone(); Volume::MAX]), Ok(()));
         assert!(check(vec![sound.clone(); Volume::MAX + 1]).is_err());
+        for name in ["", ".", "..", "a/b", "a\0b", &"x".repeat(256)] {
+            let name = name.to_owned();
+            assert!(
+                check(vec![Volume {
+                    name,
+                    ..sound.clone()
+                }])
+                .is_err()
+            );
+        }
+        assert_eq!(sound.name, "files");
+        assert_eq!(Volume::name(Path::new("/")), "root");
         for tag in [String::new(), "x".repeat(37), "a\0b".into()] {
             let volume = Volume { tag, ..sound.clone() };
             assert!(check(vec![volume]).is_err());

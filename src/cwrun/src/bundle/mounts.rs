@@ -41,6 +41,13 @@ pub struct Source {
     pub recursive: bool,
 }
 
+impl Source {
+    /// What it is called in the guest's device.
+    pub fn name(&self) -> String {
+        Volume::name(&self.path)
+    }
+}
+
 /// `io.cwrun.volumes`: what a container may share with the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sharing {
@@ -345,6 +352,7 @@ fn share(
     );
     let volume = Volume {
         tag: String::new(),
+        name: Volume::name(&source),
         destination,
         after: 0,
         flags: options.flags,

@@ -66,8 +66,12 @@ fn empty_root(own_pids: bool, volumes: Vec<Tree>) -> Result<()> {
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     let descriptors = volumes::descriptors(&volumes)?;
-    // The root itself, `/proc`, what volumes need.
-    let inodes = 3 + if volumes.is_empty() { 0 } else { volumes.len() + 2 };
+    // The root itself, `/proc`, what volumes need: two directories each, and two for all.
+    let inodes = 3 + if volumes.is_empty() {
+        0
+    } else {
+        2 * volumes.len() + 2
+    };
     let options = CString::new(format!("size=4k,nr_inodes={inodes},mode=0555"))?;
     rustix::mount::mount("none", MOUNT_POINT, "tmpfs", flags, options.as_c_str())?;
     rustix::process::chdir(MOUNT_POINT)?;

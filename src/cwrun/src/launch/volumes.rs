@@ -1,7 +1,7 @@
 //! Directories of the host, put where a VMM with an empty root still has them.
 //!
 //! ```text
-//!   /srv/data  ── open_tree ──► Tree (a mount that is nowhere) ── move_mount ──► /volumes/0
+//!   /srv/data  ── open_tree ──► Tree (a mount that is nowhere) ── move_mount ──► /volumes/0/data
 //!   /proc/self/fd ──────────────► the same ─────────────────────────────────────► /fd
 //! ```
 //!
@@ -29,6 +29,7 @@ pub const DESCRIPTORS: &str = "/fd";
 #[derive(Debug)]
 pub struct Tree {
     mount: OwnedFd,
+    name: String,
     readonly: bool,
 }
 
@@ -57,6 +58,7 @@ pub fn detach(sources: &[Source]) -> Result<Vec<Tree>> {
             let mount = overlay(&source.overlay).context("config.json: mounts: making an overlay")?;
             return Ok(Tree {
                 mount,
+                name: source.name(),
                 readonly: source.readonly,
             });
         }
@@ -68,6 +70,7 @@ pub fn detach(sources: &[Source]) -> Result<Vec<Tree>> {
             .with_context(|| format!("config.json: mounts: source: {}", source.path.display()))?;
         Ok(Tree {
             mount,
+            name: source.name(),
             readonly: source.readonly,
         })
     };
@@ -113,7 +116,8 @@ pub fn attach(volumes: Vec<Tree>, descriptors: Option<OwnedFd>) -> Result<()> {
     rustix::fs::mkdir(VOLUMES, Mode::from_raw_mode(0o555))?;
     for (number, volume) in volumes.into_iter().enumerate() {
         let place = place(number);
-        put(&volume.mount, &place)?;
+        rustix::fs::mkdir(&place, Mode::from_raw_mode(0o555)).with_context(|| place.clone())?;
+        put(&volume.mount, &format!("{place}/{}", volume.name))?;
         let readonly = if volume.readonly {
             libc::MOUNT_ATTR_RDONLY
         } else {
@@ -130,7 +134,7 @@ pub fn attach(volumes: Vec<Tree>, descriptors: Option<OwnedFd>) -> Result<()> {
     Ok(())
 }
 
-/// Where the volume of this number is.
+/// Where the volume of this number is, by its name: a directory that holds nothing else and can't be written to.
 pub fn place(number: usize) -> String {
     format!("{VOLUMES}/{number}")
 }

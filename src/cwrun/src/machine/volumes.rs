@@ -49,9 +49,11 @@ pub fn serve(sources: &[Source]) -> Result<Vec<vmm::Volume>> {
         let context = || format!("sharing {}", source.path.display());
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(place(number), flags, Mode::empty()).with_context(context)?;
+        let mut server = Server::new(root, Path::new(DESCRIPTORS), limits).with_context(context)?;
+        server.keep_numbers_below(&source.name()).with_context(context)?;
         Ok(vmm::Volume {
             tag: Volume::tag(number),
-            server: Server::new(root, Path::new(DESCRIPTORS), limits).with_context(context)?,
+            server,
             thread: thread(number, source.readonly).with_context(context)?,
         })
     };

@@ -84,6 +84,12 @@ impl Passt {
             "config.json: linux.namespaces: the container shares the host's network, which a virtual machine reaches through passt, and \
              that is not installed: install the package passt, or give the container a network of its own or none",
         )?;
+        if repeats_data(&version(&program)) {
+            tracing::warn!(
+                "{}: this release of passt repeats what a peer sends after the guest has closed its direction of a TCP connection: install a newer one",
+                program.display()
+            );
+        }
         Ok(Some(Self { program, ports }))
     }
 
@@ -139,6 +145,27 @@ impl Passt {
         }
         Ok(())
     }
+}
+
+/// What passt says of its version; nothing where it does not.
+fn version(program: &Path) -> String {
+    let output = Command::new(program).arg("--version").env_clear().output();
+    let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    said.unwrap_or_default()
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// Whether this is a release that does not take what it has sent to a guest out of its socket, once that guest has sent its FIN, and so
+/// sends it again with new sequence numbers: seen with that of Debian 12 (2023-03-09), which does not know its version. Since May 2024
+/// (`tcp_set_peek_offset`) the kernel keeps count.
+fn repeats_data(version: &str) -> bool {
+    let version: String = version.chars().filter(|char| *char != '_').collect();
+    let mut numbers = version.split(|char: char| !char.is_ascii_digit());
+    let date = numbers.find(|number| number.len() == 8);
+    date.is_none_or(|date| date < "20240501")
 }
 
 /// What passt says of its failure: its last line that is not about the log.

@@ -132,3 +132,18 @@ fn what_passt_says_of_its_failure_is_passed_on() {
     assert_eq!(complaint(said), "Failed to bind any port for '-t 8099', exiting");
     assert_eq!(complaint(""), "it failed and did not say why");
 }
+
+#[test]
+fn releases_that_repeat_data_are_known_by_their_date() {
+    for faulty in [
+        "passt unknown version",
+        "passt 0.0~git20230309.7c7625d-1",
+        "passt 2023_03_29.b10b983",
+        "",
+    ] {
+        assert!(repeats_data(faulty), "{faulty}");
+    }
+    for sound in ["passt 0.0~git20250503.587980c-2", "passt 2024_06_07.8a83b53"] {
+        assert!(!repeats_data(sound), "{sound}");
+    }
+}

@@ -8,11 +8,11 @@ use crate::mount::{Detached, NewFs};
 use crate::sys;
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, fchmod, fchown, openat, statat};
 use rustix::io::Errno;
-use rustix::mount::MountAttrFlags;
+use rustix::mount::{MountAttrFlags, UnmountFlags, unmount};
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::Write as _;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use workload::{Filesystem, InjectedFile, Mount, MountFlag, Volume};
 
 /// Mounts the entries of `mounts`, and the volumes where they belong between them.
@@ -44,11 +44,23 @@ fn place_volume(root: &Root, volume: &Volume) -> Result<()> {
     for option in superblock_flags(&volume.flags) {
         filesystem = filesystem.set(option)?;
     }
-    let mounted = filesystem
+    let device = filesystem
         .mount(attributes)?
         .attach(&target)
         .context(|| "attach".into())?;
+    // Only of what is mounted somewhere a part can be mounted elsewhere.
+    let part = part_of(&device, &volume.name).context(|| format!("look for {:?} in it", volume.name));
+    let place = format!("/proc/self/fd/{}", device.as_raw_fd());
+    unmount(place, UnmountFlags::DETACH).context(|| "detach".into())?;
+    let mounted = part?.attach(&target).context(|| "attach".into())?;
     propagate(&mounted, &volume.propagation)
+}
+
+/// A mount of this directory in a file system.
+fn part_of(filesystem: &OwnedFd, name: &str) -> io::Result<Detached> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = openat(filesystem, name, flags, Mode::empty())?;
+    Detached::copy_of(directory, false)
 }
 
 /// The directory that is to be mounted over.
