@@ -27,6 +27,7 @@ mod seccomp;
 mod secrecy;
 mod services;
 mod streams;
+mod systemd;
 mod tamper;
 mod terminal;
 mod update;
