@@ -8,6 +8,7 @@ use e2e::{Bundle, Cwrun, Finished, rounds};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 /// What no program answers on purpose: a panic, an abort, a segmentation fault.
 const CRASHES: [i32; 4] = [101, 128 + 6, 128 + 11, 128 + 7];
@@ -104,6 +105,20 @@ fn ordinary() -> Bundle {
         })
 }
 
+/// Groups above a container's own are made where they are missing, and stay, as with crun: another container may be about to use them.
+fn remove_parents(config: &Value) {
+    let group = config["linux"]["cgroupsPath"].as_str().unwrap_or_default();
+    let group = Path::new("/sys/fs/cgroup").join(group.trim_start_matches('/'));
+    for parent in group
+        .ancestors()
+        .skip(1)
+        .take_while(|parent| *parent != Path::new("/sys/fs/cgroup"))
+    {
+        // One that has something in it is not removed.
+        let _ = fs::remove_dir(parent);
+    }
+}
+
 #[test]
 #[ignore = "needs KVM: run in the testbed"]
 fn configurations() {
@@ -140,6 +155,7 @@ fn configurations() {
         } else {
             assert!(said.contains("cwrun: "), "{what}");
         }
+        remove_parents(&bundle.config);
         cwrun.expect_clean();
     }
     eprintln!("{created} of {count} could be created");
