@@ -428,7 +428,7 @@ pub struct Verify {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Evidence as `attest` or trustee has it; - for standard input
+    /// Evidence as `attest` or trustee has it, or the bytes of a report; - for standard input
     pub evidence: PathBuf,
 }
 

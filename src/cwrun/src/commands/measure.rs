@@ -105,7 +105,7 @@ struct Subject {
 impl Subject {
     fn of(name: &str, settings: &Settings) -> Result<Self> {
         match Reference::parse(name) {
-            Some(image) => Self::of_image(&image, settings).with_context(|| image.to_string()),
+            Some(image) => Self::of_image(&image, settings),
             None => Self::of_bundle(Path::new(name), settings),
         }
     }
@@ -146,10 +146,10 @@ impl Subject {
 
     fn of_image(image: &Reference, settings: &Settings) -> Result<Self> {
         let bytes = sealed_workload(image, &scratch_dir(settings)?)?;
-        let workload = Workload::from_bytes(&bytes).with_context(|| format!("/{SEALED_WORKLOAD}"))?;
-        let tee = workload
-            .tee
-            .with_context(|| format!("/{SEALED_WORKLOAD}: names no TEE, so nothing would measure it"))?;
+        let place = || format!("{image}: /{SEALED_WORKLOAD}");
+        let workload = Workload::from_bytes(&bytes).with_context(place)?;
+        let tee = workload.tee;
+        let tee = tee.with_context(|| format!("{}: names no TEE, so nothing would measure it", place()))?;
         Ok(Self::new(image.to_string(), &workload, tee.kind))
     }
 
@@ -182,9 +182,10 @@ fn of_bundle(bundle: &Bundle, sizing: &Sizing, tee: workload::Tee, settings: &Se
 fn sealed_workload(image: &Reference, scratch: &Path) -> Result<Vec<u8>> {
     let mut found = None;
     for layer in image.layers(scratch)? {
-        for entry in tar::Archive::new(&layer.file).entries().context("layer")? {
-            let mut entry = entry.context("layer")?;
-            let path = entry.path().context("layer")?.into_owned();
+        let in_image = || image.to_string();
+        for entry in tar::Archive::new(&layer.file).entries().with_context(in_image)? {
+            let mut entry = entry.with_context(in_image)?;
+            let path = entry.path().with_context(in_image)?.into_owned();
             if path.strip_prefix(".").unwrap_or(&path) != Path::new(SEALED_WORKLOAD) {
                 continue;
             }
@@ -192,12 +193,12 @@ fn sealed_workload(image: &Reference, scratch: &Path) -> Result<Vec<u8>> {
             let length = entry.by_ref().take(MAX_WORKLOAD + 1).read_to_end(&mut bytes)?;
             ensure!(
                 length as u64 <= MAX_WORKLOAD,
-                "/{SEALED_WORKLOAD} is longer than {MAX_WORKLOAD} bytes"
+                "{image}: /{SEALED_WORKLOAD} is longer than {MAX_WORKLOAD} bytes"
             );
             found = Some(bytes);
         }
     }
-    found.with_context(|| format!("it is no sealed image: it has no /{SEALED_WORKLOAD}"))
+    found.with_context(|| format!("{image}: it is no sealed image: it has no /{SEALED_WORKLOAD}"))
 }
 
 /// Where layers are unpacked.

@@ -1,6 +1,7 @@
 //! `verify`: judges evidence by a policy, without asking anybody.
 //!
-//! Evidence is what `attest` writes, or a report with certificates in trustee's form. The verdict goes to standard output, and the exit
+//! Evidence is what `attest` writes, a report with certificates in trustee's form, or the bytes of a report alone, whose certificate then
+//! comes from a file. The verdict goes to standard output, and the exit
 //! status is 0 only if it is "accepted".
 
 use super::attest::Statement;
@@ -17,7 +18,7 @@ use tee::appraise::{Accepted, AppraisalPolicy, Clause, Context, Refused, Verdict
 use tee::certs::{Certificate, Link, RevocationList, Roots, UnixTime};
 use tee::evidence::Evidence;
 use tee::launch::LaunchDigest;
-use tee::report::{ChipId, HostData, Report, ReportData, Tcb, TcbField};
+use tee::report::{ChipId, HostData, REPORT_SIZE, Report, ReportData, Tcb, TcbField};
 use tee::vmsa::CpuModel;
 
 /// The most that is read of any file, in bytes: a Workload in text, twice.
@@ -89,13 +90,30 @@ struct Given {
 impl Given {
     fn read(args: &Verify) -> Result<Self, Problem> {
         let bytes = read(&args.evidence)?;
-        let document: Value = serde_json::from_slice(&bytes)
-            .map_err(|error| refused(Clause::Format, format!("the evidence is no JSON: {error}")))?;
-        let mut given = match document.get("evidence") {
-            None => Self {
-                evidence: Evidence::from_json(&bytes)?,
+        let mut given = match bytes.len() {
+            REPORT_SIZE => Self {
+                evidence: Evidence::from_raw(&bytes, &[])?,
                 workload: None,
             },
+            _ => Self::parse(&bytes)?,
+        };
+        if let Some(path) = &args.vcek {
+            let certificate = Certificate::from_either(&read(path)?, Link::Vek)
+                .with_context(|| format!("--vcek {}", path.display()))?;
+            given.evidence.chain.vek = Some(certificate);
+        }
+        Ok(given)
+    }
+
+    /// From one of the two forms in JSON.
+    fn parse(bytes: &[u8]) -> Result<Self, Problem> {
+        let document: Value = serde_json::from_slice(bytes)
+            .map_err(|error| refused(Clause::Format, format!("the evidence is no JSON: {error}")))?;
+        match document.get("evidence") {
+            None => Ok(Self {
+                evidence: Evidence::from_json(bytes)?,
+                workload: None,
+            }),
             Some(_) => {
                 let statement: Statement = serde_json::from_value(document).map_err(|error| {
                     refused(
@@ -113,18 +131,12 @@ impl Given {
                         ),
                     ));
                 }
-                Self {
+                Ok(Self {
                     evidence: Evidence::from_json(statement.evidence.to_string().as_bytes())?,
                     workload: Some(statement.workload),
-                }
+                })
             }
-        };
-        if let Some(path) = &args.vcek {
-            let certificate = Certificate::from_either(&read(path)?, Link::Vek)
-                .with_context(|| format!("--vcek {}", path.display()))?;
-            given.evidence.chain.vek = Some(certificate);
         }
-        Ok(given)
     }
 }
 

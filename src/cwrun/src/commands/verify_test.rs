@@ -118,6 +118,20 @@ fn evidence_for_somebody_else_is_refused() {
 }
 
 #[test]
+fn a_guest_that_the_host_may_debug_is_refused() {
+    let mut case = case();
+    let guest = Guest {
+        measurement: LaunchDigest([5; 48]),
+        host_data: hash(WORKLOAD.as_bytes()),
+        policy: Policy::STRICT.with(Policy::DEBUG),
+        identity: None,
+    };
+    let evidence = guest.attest(ReportData(nonce().report_data()));
+    case.statement["evidence"] = serde_json::from_str(&evidence.to_json()).unwrap();
+    assert_eq!(case.verdict(), "debug");
+}
+
+#[test]
 fn every_changed_bit_of_a_measured_field_is_caught() {
     for (field, clause) in [
         ("measurement", "signature"),
@@ -196,6 +210,17 @@ fn a_certificate_can_come_from_elsewhere() {
     let vcek = tee::sim::chain().vek.unwrap();
     case.args.vcek = Some(case.write("vcek", vcek.bytes()));
     assert_eq!(case.verdict(), "accepted");
+}
+
+#[test]
+fn a_report_alone_is_evidence_with_a_certificate_from_elsewhere() {
+    let mut case = case();
+    assert_eq!(case.verdict(), "accepted");
+    let evidence = Evidence::from_json(case.statement["evidence"].to_string().as_bytes()).unwrap();
+    case.write("evidence", evidence.report.bytes());
+    assert_eq!(run(&case.args).unwrap(), REFUSED);
+    case.args.vcek = Some(case.write("vcek", evidence.chain.vek.unwrap().bytes()));
+    assert_eq!(run(&case.args).unwrap(), 0);
 }
 
 #[test]
