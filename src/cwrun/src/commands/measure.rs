@@ -15,6 +15,7 @@ use crate::cli::Measure;
 use crate::image::Reference;
 use crate::infra;
 use crate::logging::phase;
+use crate::overlay::Overlay;
 use crate::root_disk;
 use crate::settings::{MAX_VCPUS, Settings};
 use crate::tee::expected::{GuestFiles, expected};
@@ -34,7 +35,7 @@ use tee::launch::{LaunchDigest, PageType, Policy};
 use tee::measure::Plan;
 use tee::report::HostData;
 use tee::vmsa::{CpuModel, Variant};
-use workload::{Hex, TeeKind, Workload};
+use workload::{Hex, RootFs, TeeKind, Workload};
 
 /// What a launch uses if nothing else is asked for.
 const LAUNCHED: Variant = Variant::Linux6_11;
@@ -96,8 +97,6 @@ struct Subject {
     /// Number of vCPUs that `create` would choose; none where that is the host's to say.
     #[serde(skip_serializing_if = "Option::is_none")]
     vcpus: Option<u8>,
-    /// Whether the next guest of this has the same Workload.
-    lasting: bool,
     /// What a person should know.
     notes: Vec<String>,
 }
@@ -124,14 +123,19 @@ impl Subject {
                 dir.display()
             );
         };
-        // Twice, as that is what tells whether keys and salts are drawn anew each time.
         let workload = of_bundle(&bundle, &sizing, tee, settings)?;
-        let lasting = of_bundle(&bundle, &sizing, tee, settings)?.digest() == workload.digest();
-        let mut notes = vec![match lasting {
-            true => "HOST_DATA is for the disk that this machine has converted and keeps: another machine, or this one once it is gone from the cache, draws other keys and salts",
-            false => "HOST_DATA is different at every start: the root file system has a part that is this container's own (the upper directory of an overlay), and is converted with a new key and salt each time",
+        let mut notes = Vec::new();
+        if workload.root == RootFs::Mkcw {
+            notes.push(
+                "HOST_DATA says nothing of the root file system: a disk of mkcw is not in the Workload"
+                    .to_owned(),
+            );
+        } else if Overlay::mounted_on(&bundle.rootfs)?.is_some_and(|overlay| overlay.upper.is_some()) {
+            notes.push(
+                "HOST_DATA is this container's alone: its root file system has an upper directory, and what the engine puts there, with the time that it does, is in the root hash"
+                    .to_owned(),
+            );
         }
-        .to_owned()];
         if let (TeeKind::Snp, Err(missing)) = (tee.kind, host::support()) {
             notes.push(format!("this machine can't run it: {missing:#}"));
         }
@@ -139,7 +143,6 @@ impl Subject {
         subject.notes.splice(0..0, notes);
         Ok(Self {
             vcpus: Some(sizing.vcpus),
-            lasting,
             ..subject
         })
     }
@@ -164,7 +167,6 @@ impl Subject {
             host_data: HostData(workload.digest().0),
             workload_bytes: workload.to_bytes().len(),
             vcpus: None,
-            lasting: true,
             notes,
         }
     }
@@ -407,11 +409,6 @@ impl Report {
 
     /// A policy for `verify` and for the broker, which accepts these launches and this Workload.
     fn print_policy(&self, guest: Policy) -> Result<()> {
-        let lasting = self.workload.as_ref().is_none_or(|subject| subject.lasting);
-        ensure!(
-            lasting,
-            "no policy can name this container before it runs: its HOST_DATA is different at every start"
-        );
         let host_data: Vec<_> = self.workload.iter().map(|subject| subject.host_data).collect();
         let mut processors: Vec<_> = self.launches.iter().map(|launch| launch.cpu).collect();
         // Its certificates are those of a Genoa, whatever the guest's processors are.
@@ -427,6 +424,9 @@ impl Report {
         let mut text = String::from(
             "# Written by `cwrun measure --policy`. Firmware may be of any age: see minimum_tcb.\n",
         );
+        for note in self.workload.iter().flat_map(|subject| &subject.notes) {
+            text += &format!("# {note}\n");
+        }
         text += "launch_digests = [\n";
         for launch in &self.launches {
             let (vcpus, cpu, variant) = (launch.vcpus, launch.cpu, launch.variant.name());
