@@ -108,12 +108,12 @@ fn ordinary() -> Bundle {
 /// Groups above a container's own are made where they are missing, and stay, as with crun: another container may be about to use them.
 fn remove_parents(config: &Value) {
     let group = config["linux"]["cgroupsPath"].as_str().unwrap_or_default();
-    let group = Path::new("/sys/fs/cgroup").join(group.trim_start_matches('/'));
-    for parent in group
-        .ancestors()
-        .skip(1)
-        .take_while(|parent| *parent != Path::new("/sys/fs/cgroup"))
-    {
+    let top = Path::new("/sys/fs/cgroup");
+    let group = top.join(group.trim_start_matches('/'));
+    for parent in group.ancestors().skip(1) {
+        if parent == top || parent == top.join("e2e") {
+            break;
+        }
         // One that has something in it is not removed.
         let _ = fs::remove_dir(parent);
     }
