@@ -28,8 +28,10 @@ mod logging;
 mod machine;
 mod mkcw_disk;
 mod network;
+mod output;
 mod overlay;
 mod root_disk;
+mod sealed;
 mod settings;
 mod signal;
 mod signal_fd;
@@ -83,6 +85,8 @@ fn dispatch(cli: &Cli, inherited: &[RawFd]) -> Result<u8> {
         Command::Spec(args) => commands::spec::run(global, args),
         Command::Features => commands::features::run(),
         Command::Check(args) => commands::check::run(args),
+        Command::Seal(args) => commands::seal::run(&Settings::load()?, args),
+        Command::Inspect(args) => commands::inspect::run(&Settings::load()?, args),
         Command::Disk(command) => commands::disk::run(command),
     }?;
     Ok(0)
