@@ -15,6 +15,8 @@
 
 use std::fmt;
 
+use sha2::{Digest as _, Sha384};
+
 use crate::ecdsa::{self, Signature};
 use crate::hex::hex_bytes;
 use crate::launch::{LaunchDigest, Policy, PolicyError};
@@ -47,6 +49,13 @@ hex_bytes! {
 hex_bytes! {
     /// SHA-384 of a public key in the firmware's layout; zeros where there is none.
     KeyDigest, 48
+}
+
+impl KeyDigest {
+    /// Of this key.
+    pub fn of(key: &ecdsa::PublicKey) -> Self {
+        Self(Sha384::digest(key.to_bytes()).into())
+    }
 }
 
 /// Why bytes are no report.
@@ -409,19 +418,22 @@ pub enum PlatformBit {
     CiphertextHiding,
     /// No two addresses alias one memory cell (BadRAM), checked since the last reset.
     AliasCheckComplete,
+    /// Devices' writes through the IOMMU can't reach guests' private memory: IOMMU_WRITE_SAFE, seen on Turin.
+    IommuWriteSafe,
     /// SEV-TIO is on.
     Tio,
 }
 
 impl PlatformBit {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Smt,
         Self::Tsme,
         Self::Ecc,
         Self::RaplDisabled,
         Self::CiphertextHiding,
         Self::AliasCheckComplete,
+        Self::IommuWriteSafe,
         Self::Tio,
     ];
 
@@ -434,6 +446,7 @@ impl PlatformBit {
             Self::RaplDisabled => 1 << 3,
             Self::CiphertextHiding => 1 << 4,
             Self::AliasCheckComplete => 1 << 5,
+            Self::IommuWriteSafe => 1 << 6,
             Self::Tio => 1 << 7,
         }
     }
@@ -447,6 +460,7 @@ impl PlatformBit {
             Self::RaplDisabled => "rapl-disabled",
             Self::CiphertextHiding => "ciphertext-hiding",
             Self::AliasCheckComplete => "alias-check-complete",
+            Self::IommuWriteSafe => "iommu-write-safe",
             Self::Tio => "tio",
         }
     }

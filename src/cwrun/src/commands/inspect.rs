@@ -4,17 +4,16 @@ use crate::bundle::Bundle;
 use crate::cli::Inspect;
 use crate::image::Reference;
 use crate::root_disk;
-use crate::sealed::{self, BROKER, Contents, DISK, MAX_BROKER, MAX_WORKLOAD, WORKLOAD, words};
+use crate::sealed::{self, Contents, WORKLOAD, words};
 use crate::settings::Settings;
 use anyhow::{Context, Result, bail};
-use disk::{Markers, Tree};
 use std::io::Write;
 use std::path::Path;
 
 /// The command.
 pub fn run(settings: &Settings, args: &Inspect) -> Result<()> {
     let contents = match Reference::parse(&args.image) {
-        Some(image) => of_image(&image, settings),
+        Some(image) => Contents::of_stored(&image, &root_disk::scratch_dir(&settings.cache)?),
         None => of_directory(Path::new(&args.image)),
     }
     .with_context(|| args.image.clone())?;
@@ -25,20 +24,6 @@ pub fn run(settings: &Settings, args: &Inspect) -> Result<()> {
     std::io::stdout()
         .write_all(text.as_bytes())
         .context("standard output")
-}
-
-/// Of an image as it is stored. A registry may have compressed its layer on the way.
-fn of_image(image: &Reference, settings: &Settings) -> Result<Contents> {
-    let scratch = root_disk::scratch_dir(&settings.cache)?;
-    let tree = Tree::from_archives(image.layers(&scratch)?, Markers::Shown)?;
-    let Some(document) = tree.read_file(WORKLOAD, MAX_WORKLOAD)? else {
-        bail!("it is not sealed: there is no /{WORKLOAD}")
-    };
-    let broker = tree.read_file(BROKER, MAX_BROKER)?;
-    let disk = tree
-        .find_file(DISK)
-        .with_context(|| format!("/{DISK}: missing"))?;
-    Contents::parse(&document, broker.as_deref(), disk)
 }
 
 /// Of a root file system, or the bundle that it belongs to.

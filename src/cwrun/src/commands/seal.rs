@@ -16,7 +16,7 @@ use crate::output::{Output, directory_of, progress_bar};
 use crate::sealed::record::{Record, Secrets};
 use crate::sealed::source::Source;
 use crate::sealed::{self, Broker, Contents, register};
-use crate::settings::{MAX_VCPUS, Settings};
+use crate::settings::Settings;
 use crate::tee::expected::{GuestFiles, expected};
 use crate::tee::host;
 use anyhow::{Context, Result, bail, ensure};
@@ -27,7 +27,6 @@ use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
-use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -440,18 +439,6 @@ pub fn parse_rule(text: &str) -> Result<Rule, String> {
             .map(Rule::Change)
             .map_err(|error: workload::sealed::NoRule| format!("{error}, or exec")),
     }
-}
-
-/// `--vcpus`: `3`, or `1..8` with both ends.
-pub fn parse_vcpus(text: &str) -> Result<RangeInclusive<u8>, String> {
-    let number = |text: &str| text.parse().ok().filter(|count| (1..=MAX_VCPUS).contains(count));
-    let range = match text.split_once("..") {
-        None => number(text).map(|count| count..=count),
-        Some((first, last)) => number(first).zip(number(last)).map(|(first, last)| first..=last),
-    };
-    range
-        .filter(|range| !range.is_empty())
-        .ok_or_else(|| format!("{text:?} is neither a number from 1 to {MAX_VCPUS} nor a range such as 1..8"))
 }
 
 /// `--scratch`

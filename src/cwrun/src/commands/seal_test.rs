@@ -8,15 +8,6 @@ fn rules_are_those_of_the_workload_and_exec() {
 }
 
 #[test]
-fn numbers_of_vcpus_are_one_or_a_range() {
-    assert_eq!(parse_vcpus("3"), Ok(3..=3));
-    assert_eq!(parse_vcpus("1..64"), Ok(1..=64));
-    for text in ["", "0", "65", "3..1", "1..", "..3", "-1", "1..2..3"] {
-        assert!(parse_vcpus(text).is_err(), "{text}");
-    }
-}
-
-#[test]
 fn a_secret_goes_to_a_variable_or_a_file() {
     let user = workload::User {
         uid: 5,

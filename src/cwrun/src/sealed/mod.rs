@@ -18,8 +18,10 @@ pub mod rules;
 pub mod source;
 pub mod words;
 
+use crate::image::Reference;
 use crate::image_file;
 use anyhow::{Context, Result, bail, ensure};
+use disk::{Markers, Tree};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -109,6 +111,20 @@ impl Contents {
             "/{DISK}: it has {disk_bytes} bytes, and the workload's disk {needed}"
         );
         Ok(contents)
+    }
+
+    /// Of an image as it is stored. A registry may have compressed its layer on the way: it is then unpacked into a file without a name in
+    /// the directory `scratch`.
+    pub fn of_stored(image: &Reference, scratch: &Path) -> Result<Self> {
+        let tree = Tree::from_archives(image.layers(scratch)?, Markers::Shown)?;
+        let Some(document) = tree.read_file(WORKLOAD, MAX_WORKLOAD)? else {
+            bail!("it is not sealed: there is no /{WORKLOAD}")
+        };
+        let broker = tree.read_file(BROKER, MAX_BROKER)?;
+        let disk = tree
+            .find_file(DISK)
+            .with_context(|| format!("/{DISK}: missing"))?;
+        Self::parse(&document, broker.as_deref(), disk)
     }
 
     /// What makes it a sealed one.
