@@ -96,6 +96,9 @@ fn set_up(setup: Setup, phases: &mut Phases) -> Result<Prepared> {
     let mut workload = Workload::from_bytes(&bytes).map_err(|error| Failure::other(error.to_string()))?;
     evidence::check(&bytes, workload.tee)?;
     environment.check().map_err(Failure::other)?;
+    workload
+        .admit(&environment)
+        .map_err(|error| Failure::other(error.to_string()))?;
     set_clock(Duration::from_nanos(unix_time_ns))?;
     let mapper = Mapper::open()?;
     // Side by side: most of both is waiting, for the disk or for the kernel's own threads.

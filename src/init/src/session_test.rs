@@ -324,6 +324,7 @@ fn workload(script: &str) -> Workload {
         start_hooks: Vec::new(),
         root_propagation: None,
         tee: None,
+        sealed: None,
     }
 }
 

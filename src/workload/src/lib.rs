@@ -17,6 +17,7 @@ pub mod document;
 pub mod environment;
 pub mod network;
 pub mod protocol;
+pub mod sealed;
 
 pub use bytes::{Blob, Hex, Passphrase, VolumeKey};
 pub use capability::{Capabilities, Capability};
@@ -27,3 +28,4 @@ pub use document::{
 };
 pub use environment::{Environment, InjectedFile, Limits, Volume};
 pub use network::{Interface, Mac, Neighbour, Prefix, Route};
+pub use sealed::{Allow, Changes, Sealed, Secret, SecretPlace};
