@@ -6,6 +6,7 @@ use e2e::{Bundle, Cwrun, Finished, bed};
 use std::fs;
 use std::path::Path;
 
+use crate::layers::Stack;
 use crate::podman::{IMAGE, Podman};
 
 const TEE: &str = "io.cwrun.tee";
@@ -126,6 +127,125 @@ fn other_boot_files_make_another_digest() {
     bytes.extend([0; 512]);
     fs::write(&initrd, bytes).expect("the bed is writable");
     assert_ne!(launch_digest(&cwrun, copy.path(), &bundle), usual);
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn host_data_of_an_upper_directory_cant_be_known_before() {
+    let cwrun = Cwrun::new();
+    let mut stack = Stack::new();
+    stack.busybox();
+    let bundle = Bundle::on(&stack.mount("merged"), ["true"]).annotation(TEE, &kind());
+    let told = cwrun.ok(["measure".as_ref(), "--json".as_ref(), bundle.path().as_os_str()]);
+    let told: serde_json::Value = serde_json::from_str(&told).expect("measure prints JSON");
+    assert_eq!(told["workload"]["lasting"], false, "{told}");
+    let refused = cwrun.refused(["measure".as_ref(), "--policy".as_ref(), bundle.path().as_os_str()]);
+    assert!(refused.contains("different at every start"), "{refused}");
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn an_id_block_that_is_none_is_refused_before_anything_is_launched() {
+    let cwrun = Cwrun::new();
+    let bundle = confidential("true");
+    let (block, auth) = (cwrun.path("block"), cwrun.path("auth"));
+    fs::write(&block, [0; 96]).expect("the bed is writable");
+    fs::write(&auth, [0; 4096]).expect("the bed is writable");
+    let [block, auth] = [block, auth].map(|path| path.to_str().expect("a path of ours").to_owned());
+    let dir = bundle.path().to_str().expect("a path of ours");
+    let create = ["create", "--bundle", dir, "c"];
+    let alone = cwrun.refused([&["--id-block", &block][..], &create].concat());
+    assert!(alone.contains("belong together"), "{alone}");
+    let both = ["--id-block", &block, "--id-auth", &auth];
+    let refused = cwrun.refused([&both[..], &create].concat());
+    assert!(refused.contains("the ID block has version 0"), "{refused}");
+    assert!(cwrun.state("c").is_none(), "nothing is left of it");
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn a_verifier_learns_what_runs_and_nobody_takes_a_simulation_for_amd() {
+    let cwrun = Cwrun::new();
+    let bundle = Bundle::idle().annotation(TEE, &kind());
+    let told = cwrun.ok(["measure".as_ref(), "--json".as_ref(), bundle.path().as_os_str()]);
+    let told: serde_json::Value = serde_json::from_str(&told).expect("measure prints JSON");
+    let policy = cwrun.ok(["measure".as_ref(), "--policy".as_ref(), bundle.path().as_os_str()]);
+    fs::write(cwrun.path("policy"), policy).expect("the bed is writable");
+    cwrun.create("c", &bundle);
+    cwrun.ok(["start", "c"]);
+    let attest = |name: &str, nonce: &str| {
+        let file = cwrun.path(name);
+        let args = ["attest", "--nonce", nonce, "--output"].map(std::ffi::OsStr::new);
+        cwrun.ok(args.into_iter().chain([file.as_os_str(), "c".as_ref()]));
+    };
+    let verify = |name: &str, nonce: &str, options: &[&str]| {
+        let (policy, file) = (cwrun.path("policy"), cwrun.path(name));
+        let args = ["verify", "--json", "--nonce", nonce, "--policy"].map(std::ffi::OsStr::new);
+        let done = cwrun
+            .command(args.into_iter().chain([policy.as_os_str(), file.as_os_str()]))
+            .args(options)
+            .finish();
+        let verdict: serde_json::Value = serde_json::from_str(&done.text()).expect("verify prints JSON");
+        assert_eq!(done.code == 0, verdict["verdict"] == "accepted", "{verdict}");
+        verdict
+    };
+    let vcek = std::env::var("CWRUN_TEST_VCEK").ok();
+    let own: &[&str] = match (kind().as_str(), &vcek) {
+        ("sim", _) => &["--sim"],
+        (_, Some(vcek)) => &["--vcek", vcek],
+        (_, None) => {
+            // KVM gives guests no certificates. The rest needs the chip's.
+            attest("first", "a-nonce-of-somebody");
+            assert_eq!(verify("first", "a-nonce-of-somebody", &[])["clause"], "format");
+            cwrun.ok(["delete", "--force", "c"]);
+            return;
+        }
+    };
+    // Twice, so that one question does not use up the guest's connection.
+    for (name, nonce) in [
+        ("first", "a-nonce-of-somebody"),
+        ("second", "another-nonce-than-that"),
+    ] {
+        attest(name, nonce);
+        let verdict = verify(name, nonce, own);
+        assert_eq!(verdict["verdict"], "accepted", "{verdict}");
+        let launches = told["launches"].as_array().expect("a list");
+        let digest = &verdict["report"]["launch_digest"];
+        assert!(
+            launches.iter().any(|launch| launch["launch_digest"] == *digest),
+            "{verdict}"
+        );
+        assert_eq!(verdict["report"]["host_data"], told["workload"]["host_data"]);
+    }
+    assert_eq!(
+        verify("first", "another-nonce-than-that", own)["clause"],
+        "report-data"
+    );
+    if kind() == "sim" {
+        assert_eq!(verify("first", "a-nonce-of-somebody", &[])["clause"], "root");
+    }
+    // What came along is the Workload that runs, byte by byte.
+    let text = fs::read_to_string(cwrun.path("first")).expect("attest writes it");
+    let statement: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
+    let workload = statement["workload"].as_str().expect("text");
+    fs::write(cwrun.path("workload"), workload).expect("the bed is writable");
+    let (file, other) = (cwrun.path("workload"), cwrun.path("other"));
+    let with_workload = |path: &Path| {
+        let option = path.to_str().expect("a path of ours");
+        verify(
+            "first",
+            "a-nonce-of-somebody",
+            &[own, &["--workload", option]].concat(),
+        )
+    };
+    assert_eq!(with_workload(&file)["verdict"], "accepted");
+    let changed = workload.replacen("\"cwd\":\"/\"", "\"cwd\":\"/tmp\"", 1);
+    assert_ne!(changed, workload);
+    let mut changed_statement = statement.clone();
+    changed_statement["workload"] = changed.into();
+    fs::write(&other, changed_statement.to_string()).expect("the bed is writable");
+    assert_eq!(verify("other", "a-nonce-of-somebody", own)["clause"], "host-data");
+    cwrun.ok(["delete", "--force", "c"]);
 }
 
 #[test]

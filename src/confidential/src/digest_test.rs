@@ -68,6 +68,10 @@ fn boot_files() -> BootFiles {
 
 /// What the VMM passes to KVM for this guest.
 fn record(image: &Image, vcpus: u8, cpu: CpuModel) -> (Fake, Plan) {
+    record_with(image, vcpus, cpu, None)
+}
+
+fn record_with(image: &Image, vcpus: u8, cpu: CpuModel, identity: Option<&snp::Identity>) -> (Fake, Plan) {
     let files = boot_files();
     let plan = files.plan(image, vcpus, cpu, Variant::Linux6_11).unwrap();
     let firmware = files.simulate(&plan, 1024);
@@ -85,7 +89,7 @@ fn record(image: &Image, vcpus: u8, cpu: CpuModel) -> (Fake, Plan) {
         cpuid: &[Default::default()],
         policy: 0x3_0000,
         host_data: [3; 32],
-        identity: None,
+        identity,
     };
     snp::launch(&mut fake, &launch).unwrap();
     (fake, plan)
@@ -252,6 +256,55 @@ fn a_changed_bit_in_any_boot_file_changes_the_digest() {
     }
     assert_ne!(digest(&kernel[..8999], &initrd), whole);
     assert_ne!(digest(&initrd, &kernel), whole);
+}
+
+#[test]
+fn a_changed_bit_of_the_command_line_changes_the_digest() {
+    let image = image();
+    let digest = |files: &BootFiles| {
+        let plan = files.plan(&image, 1, CpuModel::Milan, Variant::Linux6_11);
+        plan.unwrap().digest()
+    };
+    let usual = digest(&boot_files());
+    let mut changed = boot_files();
+    let mut line = changed.cmdline.clone().into_bytes();
+    line[0] ^= 1;
+    changed.expected.cmdline.sha256 = Sha256::digest(&line).into();
+    assert_ne!(digest(&changed), usual);
+    let mut longer = boot_files();
+    longer.expected.cmdline.len += 1;
+    assert_ne!(digest(&longer), usual);
+}
+
+/// The owner's block for a launch, as the VMM passes it on: the firmware compares its digest with what it has measured.
+#[test]
+fn an_identity_block_for_the_predicted_digest_goes_with_the_launch_that_has_it() {
+    use tee::launch::{IdBlock, Policy};
+    let (fake, plan) = record(&image(), 2, CpuModel::Genoa);
+    let block = IdBlock {
+        digest: plan.digest(),
+        family_id: [1; 16],
+        image_id: [2; 16],
+        guest_svn: 3,
+        policy: Policy::from_bits(0x3_0000).unwrap(),
+    };
+    let identity = snp::Identity {
+        block: block.to_bytes(),
+        authentication: Box::new([4; 4096]),
+        author: true,
+    };
+    let (again, _) = record_with(&image(), 2, CpuModel::Genoa, Some(&identity));
+    assert_eq!(digest(&again), digest(&fake), "it changes nothing of the launch");
+    assert_eq!(digest(&again), block.digest);
+    let finish = again.calls.last().unwrap();
+    assert!(matches!(
+        finish,
+        Call::Finish {
+            identity: true,
+            author: true,
+            ..
+        }
+    ));
 }
 
 #[test]

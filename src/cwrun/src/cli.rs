@@ -42,6 +42,12 @@ pub struct Global {
     /// Who manages cgroups
     #[arg(long, global = true, value_name = "MANAGER", default_value = "cgroupfs")]
     pub cgroup_manager: cgroup::Manager,
+    /// The owner's ID block for a confidential container, 96 bytes; with --id-auth, in place of tee.id_block of cwrun.toml
+    #[arg(long, global = true, value_name = "FILE")]
+    pub id_block: Option<PathBuf>,
+    /// Its ID authentication information, 4096 bytes
+    #[arg(long, global = true, value_name = "FILE")]
+    pub id_auth: Option<PathBuf>,
 }
 
 impl Global {
@@ -94,6 +100,12 @@ pub enum Command {
     Features,
     /// Say what this machine can do and what is missing
     Check(Check),
+    /// Tell launch digest and HOST_DATA of a confidential container before it runs
+    Measure(Measure),
+    /// Write the evidence of a running confidential container
+    Attest(Attest),
+    /// Judge evidence by a policy: the exit status is 0 only if it is accepted
+    Verify(Verify),
     /// Make and examine encrypted disks
     #[command(subcommand)]
     Disk(Disk),
@@ -355,6 +367,69 @@ pub struct Check {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `measure`
+#[derive(Debug, Args)]
+pub struct Measure {
+    /// Bundle directory, or a sealed image: oci:DIR[:TAG], oci-archive:FILE[:TAG]; without it, launch digests alone
+    pub subject: Option<String>,
+    /// Number of vCPUs, or a range such as 1..8 [default: the bundle's, or 1 to vm.max_vcpus]
+    #[arg(long, value_name = "N", value_parser = crate::commands::measure::parse_vcpus)]
+    pub vcpus: Option<std::ops::RangeInclusive<u8>>,
+    /// CPU model: milan, genoa or turin; may be repeated [default: all]
+    #[arg(long, value_name = "MODEL", value_delimiter = ',')]
+    pub cpu: Vec<tee::vmsa::CpuModel>,
+    /// VMSA variant, by the kernel that launches; may be repeated [default: linux-6.11]
+    #[arg(long, value_name = "VARIANT", value_delimiter = ',', value_parser = crate::commands::measure::parse_variant)]
+    pub variant: Vec<tee::vmsa::Variant>,
+    /// Print JSON
+    #[arg(long, conflicts_with = "policy")]
+    pub json: bool,
+    /// Print a policy for `verify`
+    #[arg(long)]
+    pub policy: bool,
+}
+
+/// `attest`
+#[derive(Debug, Args)]
+pub struct Attest {
+    /// The container's ID
+    pub id: String,
+    /// What the verifier chose: 16 to 256 visible ASCII characters
+    #[arg(long, value_name = "N")]
+    pub nonce: workload::Nonce,
+    /// File to write to, in place of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// `verify`
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// Policy (TOML): launch digests, host_data, processors and more
+    #[arg(long, value_name = "FILE")]
+    pub policy: PathBuf,
+    /// What the verifier chose for `attest`; without it the evidence may be old
+    #[arg(long, value_name = "N")]
+    pub nonce: Option<workload::Nonce>,
+    /// The Workload that must be running
+    #[arg(long, value_name = "FILE")]
+    pub workload: Option<PathBuf>,
+    /// Certificate of the chip's key, in place of what came with the evidence
+    #[arg(long, value_name = "FILE")]
+    pub vcek: Option<PathBuf>,
+    /// AMD's revocation list for the processor generation; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub crl: Vec<PathBuf>,
+    /// Believe the software TEE, which proves nothing, and not AMD
+    #[arg(long)]
+    pub sim: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Evidence as `attest` or trustee has it, or the bytes of a report; - for standard input
+    pub evidence: PathBuf,
 }
 
 /// `disk`

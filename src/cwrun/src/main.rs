@@ -39,7 +39,7 @@ mod user;
 
 use anyhow::Result;
 use clap::Parser;
-use cli::{Cli, Command};
+use cli::{Cli, Command, Global};
 use settings::Settings;
 use std::os::fd::RawFd;
 use std::process::ExitCode;
@@ -66,8 +66,9 @@ fn dispatch(cli: &Cli, inherited: &[RawFd]) -> Result<u8> {
     let global = &cli.global;
     match &cli.command {
         Command::Exec(args) => return commands::exec::run(global, args, inherited),
-        Command::Run(args) => return commands::run::run(global, &Settings::load()?, args, inherited),
-        Command::Create(args) => commands::create::run(global, &Settings::load()?, args, inherited),
+        Command::Run(args) => return commands::run::run(global, &settings(global)?, args, inherited),
+        Command::Verify(args) => return commands::verify::run(args),
+        Command::Create(args) => commands::create::run(global, &settings(global)?, args, inherited),
         Command::Start(args) => commands::start::run(global, args),
         Command::State(args) => commands::state::run(global, args),
         Command::Kill(args) => commands::kill::run(global, args),
@@ -83,9 +84,21 @@ fn dispatch(cli: &Cli, inherited: &[RawFd]) -> Result<u8> {
         Command::Spec(args) => commands::spec::run(global, args),
         Command::Features => commands::features::run(),
         Command::Check(args) => commands::check::run(args),
+        Command::Measure(args) => commands::measure::run(&Settings::load()?, args),
+        Command::Attest(args) => commands::attest::run(global, args),
         Command::Disk(command) => commands::disk::run(command),
     }?;
     Ok(0)
+}
+
+/// The settings of this machine, with what the command line has in their place.
+fn settings(global: &Global) -> Result<Settings> {
+    let mut settings = Settings::load()?;
+    if global.id_block.is_some() || global.id_auth.is_some() {
+        settings.tee.id_block.clone_from(&global.id_block);
+        settings.tee.id_auth.clone_from(&global.id_auth);
+    }
+    Ok(settings)
 }
 
 /// Descriptors from 3 up that are open before this program opens any.

@@ -8,6 +8,8 @@
 //! SECURITY: the host says what runs, so it could launch with one Workload's hash and send another. A guest under SNP therefore checks
 //! always, whatever the Workload says of itself, and a Workload that names a TEE runs in that TEE or not at all. The signature is not
 //! checked here: a report of the firmware's comes over a channel that the host can't write to, and a simulated one proves nothing.
+//!
+//! Later, verifiers have reports of their own ([`Session`](crate::session::Session), `Attest`). The host never chooses their REPORT_DATA.
 
 use crate::failure::{Context as _, Failure, Result};
 use crate::mount::NewFs;
@@ -30,27 +32,45 @@ const REPORTS: &str = "/sys/kernel/config/tsm/report";
 const REPORT_DATA: std::ops::Range<usize> = 0x50..0x90;
 const HOST_DATA: std::ops::Range<usize> = 0xc0..0xe0;
 
+/// The longest certificate table that is passed on, in bytes; a longer one is left out.
+const MAX_CERTIFICATES: u64 = 64 << 10;
+
+/// What the TEE says of this guest.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Evidence {
+    /// The report.
+    pub report: Vec<u8>,
+    /// Certificates that came with it, as the firmware's interface has them; empty if none did.
+    pub certificates: Vec<u8>,
+}
+
+/// Asks the TEE for a report with this REPORT_DATA.
+pub type Source = fn(&[u8; 64]) -> Result<Evidence>;
+
 /// Checks the Workload's bytes. `tee` is what they say of the guest.
 pub fn check(workload: &[u8], tee: Option<Tee>) -> Result<()> {
-    let snp = Path::new(DEVICE).exists();
-    let report = match (snp, tee.map(|tee| tee.kind)) {
-        (true, Some(TeeKind::Snp) | None) => firmware_report,
-        (true, Some(TeeKind::Sim)) => {
-            return Err(Failure::other(
-                "the Workload is for a simulated TEE, and this guest runs under SEV-SNP",
-            ));
-        }
-        (false, Some(TeeKind::Snp)) => {
-            return Err(Failure::other(
-                "the Workload demands SEV-SNP, under which this guest does not run",
-            ));
-        }
-        (false, Some(TeeKind::Sim)) => simulated_report,
-        (false, None) => return Ok(()),
+    let Some(ask) = source(tee)? else {
+        return Ok(());
     };
     let mut nonce = [0; 64];
     getrandom(&mut nonce, GetRandomFlags::empty()).context(|| "random numbers".into())?;
-    compare(&report(&nonce)?, &nonce, &Sha256::digest(workload).into())
+    compare(&ask(&nonce)?.report, &nonce, &Sha256::digest(workload).into())
+}
+
+/// Where this guest has reports from, if it is confidential. `tee` is what its Workload says.
+pub fn source(tee: Option<Tee>) -> Result<Option<Source>> {
+    let snp = Path::new(DEVICE).exists();
+    match (snp, tee.map(|tee| tee.kind)) {
+        (true, Some(TeeKind::Snp) | None) => Ok(Some(firmware_report)),
+        (true, Some(TeeKind::Sim)) => Err(Failure::other(
+            "the Workload is for a simulated TEE, and this guest runs under SEV-SNP",
+        )),
+        (false, Some(TeeKind::Snp)) => Err(Failure::other(
+            "the Workload demands SEV-SNP, under which this guest does not run",
+        )),
+        (false, Some(TeeKind::Sim)) => Ok(Some(simulated_report)),
+        (false, None) => Ok(None),
+    }
 }
 
 /// Whether a report answers this number and names this hash.
@@ -73,7 +93,7 @@ fn compare(report: &[u8], nonce: &[u8; 64], hash: &[u8; 32]) -> Result<()> {
 }
 
 /// From the firmware, through the kernel.
-fn firmware_report(nonce: &[u8; 64]) -> Result<Vec<u8>> {
+fn firmware_report(nonce: &[u8; 64]) -> Result<Evidence> {
     if !Path::new(REPORTS).exists() {
         let hardened = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
         NewFs::open("configfs")?
@@ -84,25 +104,42 @@ fn firmware_report(nonce: &[u8; 64]) -> Result<Vec<u8>> {
     ask_kernel(Path::new(REPORTS), nonce)
 }
 
-/// One entry below `reports` is one question: its `inblob` is answered in its `outblob`.
-fn ask_kernel(reports: &Path, nonce: &[u8; 64]) -> Result<Vec<u8>> {
+/// One entry below `reports` is one question: its `inblob` is answered in its `outblob`, with certificates in its `auxblob`.
+fn ask_kernel(reports: &Path, nonce: &[u8; 64]) -> Result<Evidence> {
     let entry = reports.join("cwrun");
     fs::create_dir(&entry).context(|| "ask the TEE for a report".into())?;
     let answer = fs::write(entry.join("inblob"), nonce).and_then(|()| fs::read(entry.join("outblob")));
+    let certificates = read_certificates(&entry.join("auxblob"));
     // An entry that stays is one more directory that nobody looks at.
     let _ = fs::remove_dir(&entry);
-    answer.context(|| "ask the TEE for a report".into())
+    Ok(Evidence {
+        report: answer.context(|| "ask the TEE for a report".into())?,
+        certificates,
+    })
+}
+
+/// Hosts need not have any, and verifiers have them from elsewhere then.
+fn read_certificates(path: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let read = fs::File::open(path).and_then(|file| file.take(MAX_CERTIFICATES + 1).read_to_end(&mut bytes));
+    match read {
+        Ok(length) if length as u64 <= MAX_CERTIFICATES => bytes,
+        _ => Vec::new(),
+    }
 }
 
 /// From the host, which may say what it likes.
-fn simulated_report(nonce: &[u8; 64]) -> Result<Vec<u8>> {
+fn simulated_report(nonce: &[u8; 64]) -> Result<Evidence> {
     let what = || "ask the simulated TEE for a report".to_owned();
     let socket = sys::vsock_connect(HOST_CID, EVIDENCE).context(what)?;
     let mut stream = fs::File::from(socket);
     stream.write_all(nonce).context(what)?;
     let mut report = vec![0; REPORT];
     stream.read_exact(&mut report).context(what)?;
-    Ok(report)
+    Ok(Evidence {
+        report,
+        certificates: Vec::new(),
+    })
 }
 
 #[cfg(test)]
@@ -157,6 +194,11 @@ mod tests {
     #[test]
     fn the_kernels_interface_is_used_as_documented() {
         let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("table"), [1; 5]).unwrap();
+        assert_eq!(read_certificates(&dir.path().join("table")), [1; 5]);
+        assert_eq!(read_certificates(&dir.path().join("none")), [0; 0]);
+        fs::write(dir.path().join("table"), vec![1; (64 << 10) + 1]).unwrap();
+        assert_eq!(read_certificates(&dir.path().join("table")), [0; 0]);
         // No kernel makes an answer here.
         let failure = ask_kernel(dir.path(), &NONCE).unwrap_err();
         assert!(

@@ -11,7 +11,7 @@ use crate::control::Control;
 use crate::dm::Mapper;
 use crate::failure::{Context as _, Failure, Result};
 use crate::process::Process;
-use crate::session::{Session, Sockets, open_streams};
+use crate::session::{Identity, Session, Sockets, open_streams};
 use crate::{account, evidence, kmsg, layers, network, scratch, sys, whiteouts, world};
 use mkcw::InnerConfig;
 use rustix::event::{Timespec, poll};
@@ -59,10 +59,14 @@ pub fn run() -> Result<()> {
                 sockets,
                 cgroup,
                 exec,
+                identity,
             } = prepared;
             let mut session = Session::new(control, process, streams, sockets, Some(cgroup))?;
             if !exec {
                 session.refuse_exec();
+            }
+            if let Some(identity) = identity {
+                session.identify(identity);
             }
             farewell(session.run()?)
         }
@@ -82,6 +86,8 @@ struct Prepared {
     cgroup: Cgroup,
     /// The host may have more processes run.
     exec: bool,
+    /// What verifiers can have.
+    identity: Option<Identity>,
 }
 
 fn set_up(setup: Setup, phases: &mut Phases) -> Result<Prepared> {
@@ -125,7 +131,11 @@ fn set_up(setup: Setup, phases: &mut Phases) -> Result<Prepared> {
     phases.end("streams");
     let prepared = prepare_process(&workload, &environment, sockets)?;
     phases.end("process");
-    Ok(prepared)
+    let identity = evidence::source(workload.tee)?.map(|reports| Identity {
+        workload: bytes,
+        reports,
+    });
+    Ok(Prepared { identity, ..prepared })
 }
 
 /// Puts what a disk says is to run in the place of what the host says.
@@ -167,6 +177,7 @@ fn prepare_process(workload: &Workload, environment: &Environment, sockets: Sock
         sockets,
         cgroup,
         exec: workload.tee.is_none_or(|tee| tee.exec),
+        identity: None,
     })
 }
 

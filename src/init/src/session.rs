@@ -11,6 +11,7 @@
 use crate::cgroup::Cgroup;
 use crate::container::Member;
 use crate::control::Control;
+use crate::evidence::Source;
 use crate::failure::{Context as _, Failure, Result, reason};
 use crate::process::{Process, Streams};
 use crate::sys;
@@ -22,6 +23,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::time::{Duration, Instant};
+use workload::Blob;
 use workload::protocol::{
     Exec, FailureKind, HOST_CID, MAX_PROCESS, Outcome, Request, Status, ToGuest, ToHost, stdio,
 };
@@ -46,6 +48,16 @@ pub struct Session {
     over_since: Option<Instant>,
     /// The host may have more processes run.
     exec_allowed: bool,
+    /// What verifiers can have.
+    identity: Option<Identity>,
+}
+
+/// What a confidential guest shows to verifiers.
+pub struct Identity {
+    /// The Workload's canonical bytes.
+    pub workload: Vec<u8>,
+    /// The TEE's reports, by REPORT_DATA.
+    pub reports: Source,
 }
 
 impl Session {
@@ -66,12 +78,18 @@ impl Session {
             status: None,
             over_since: None,
             exec_allowed: true,
+            identity: None,
         })
     }
 
     /// From here on the first process stays the only one that the host starts.
     pub fn refuse_exec(&mut self) {
         self.exec_allowed = false;
+    }
+
+    /// From here on verifiers are answered.
+    pub fn identify(&mut self, identity: Identity) {
+        self.identity = Some(identity);
     }
 
     /// Serves until the end of the container has been told to the host, or the host is gone. Returns the control stream.
@@ -153,6 +171,7 @@ impl Session {
                     oom_kills: cgroup.oom_kills()?,
                 }));
             }
+            Request::Attest { nonce } => return self.attest(&nonce.report_data()).map(Some),
         }
         Ok(Some(Outcome::Done))
     }
@@ -193,6 +212,20 @@ impl Session {
         let task = Task::forked(process, unready, sockets, id);
         self.tasks.insert(exec.number, task);
         Ok(())
+    }
+
+    fn attest(&self, report_data: &[u8; 64]) -> Result<Outcome> {
+        let Some(Identity { workload, reports }) = &self.identity else {
+            return Err(Failure::other(
+                "the container is not confidential, so there is nobody to say what it is",
+            ));
+        };
+        let evidence = reports(report_data)?;
+        Ok(Outcome::Evidence {
+            report: Blob(evidence.report),
+            certificates: Blob(evidence.certificates),
+            workload: Blob(workload.clone()),
+        })
     }
 
     fn signal(&mut self, process: u32, signal: i32, all: bool) -> Result<()> {

@@ -188,12 +188,25 @@ fn guest(workload: &Workload, environment: &Environment, control: OwnedFd, socke
         Ok((process, streams)) => {
             control.reply(1, Outcome::Ready { phases: Vec::new() }).unwrap();
             // Ends with an error when a test has seen enough and hangs up.
-            let _ = Session::new(control, process, streams, sockets, None)
-                .unwrap()
-                .run();
+            let mut session = Session::new(control, process, streams, sockets, None).unwrap();
+            if workload.tee.is_some() {
+                session.identify(Identity {
+                    workload: workload.to_bytes(),
+                    reports,
+                });
+            }
+            let _ = session.run();
         }
         Err(failure) => control.reply(1, failure.into()).unwrap(),
     }
+}
+
+/// A TEE that reports nothing but the question.
+fn reports(report_data: &[u8; 64]) -> crate::failure::Result<crate::evidence::Evidence> {
+    Ok(crate::evidence::Evidence {
+        report: report_data.to_vec(),
+        certificates: vec![7],
+    })
 }
 
 /// A root file system of busybox and a few odd files.
@@ -674,4 +687,46 @@ fn a_second_start_and_a_resize_without_terminal_are_refused() {
         Outcome::Done
     );
     assert_eq!(host.exited(), Status::Signal { signal: 9 });
+}
+
+#[test]
+fn a_verifier_gets_a_report_for_the_hash_of_its_nonce_and_the_workload() {
+    let tee = workload::Tee {
+        kind: workload::TeeKind::Sim,
+        exec: false,
+    };
+    let mut bytes = Vec::new();
+    let mut host = Host::set_up("read -r line", |workload, _| {
+        workload.tee = Some(tee);
+        bytes = workload.to_bytes();
+    });
+    host.ready();
+    host.start();
+    let nonce: workload::Nonce = "0123456789abcdef".parse().unwrap();
+    let expected = Outcome::Evidence {
+        report: Blob(nonce.report_data().to_vec()),
+        certificates: Blob(vec![7]),
+        workload: Blob(bytes),
+    };
+    for _ in 0..2 {
+        let nonce = nonce.clone();
+        assert_eq!(host.ask(Request::Attest { nonce }), expected);
+    }
+    host.streams[0] = None;
+    host.exited();
+}
+
+#[test]
+fn a_container_without_a_tee_has_nobody_to_vouch_for_it() {
+    let mut host = Host::set_up("read -r line", |_, _| {});
+    host.ready();
+    host.start();
+    let nonce = "0123456789abcdef".parse().unwrap();
+    let Outcome::Failed { kind, message } = host.ask(Request::Attest { nonce }) else {
+        panic!("there is no evidence")
+    };
+    assert_eq!(kind, FailureKind::Other);
+    assert!(message.contains("not confidential"), "{message}");
+    host.streams[0] = None;
+    host.exited();
 }

@@ -65,7 +65,7 @@ impl Signature {
     }
 
     /// Signs a message (deterministically, RFC 6979).
-    pub(crate) fn sign(key: &SigningKey, message: &[u8]) -> Self {
+    pub fn sign(key: &SigningKey, message: &[u8]) -> Self {
         Self(key.sign(message))
     }
 }
@@ -98,7 +98,7 @@ impl PublicKey {
     }
 
     /// The public half of a key.
-    pub(crate) fn of(key: &SigningKey) -> Self {
+    pub fn of(key: &SigningKey) -> Self {
         Self(*key.verifying_key())
     }
 

@@ -15,6 +15,8 @@
 
 use std::fmt;
 
+use sha2::{Digest as _, Sha384};
+
 use crate::ecdsa::{self, Signature};
 use crate::hex::hex_bytes;
 use crate::launch::{LaunchDigest, Policy, PolicyError};
@@ -47,6 +49,13 @@ hex_bytes! {
 hex_bytes! {
     /// SHA-384 of a public key in the firmware's layout; zeros where there is none.
     KeyDigest, 48
+}
+
+impl KeyDigest {
+    /// Of this key.
+    pub fn of(key: &ecdsa::PublicKey) -> Self {
+        Self(Sha384::digest(key.to_bytes()).into())
+    }
 }
 
 /// Why bytes are no report.

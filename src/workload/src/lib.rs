@@ -16,6 +16,7 @@ pub mod capability;
 pub mod document;
 pub mod environment;
 pub mod network;
+pub mod nonce;
 pub mod protocol;
 pub mod sealed;
 
@@ -28,4 +29,5 @@ pub use document::{
 };
 pub use environment::{Environment, InjectedFile, Limits, Volume};
 pub use network::{Interface, Mac, Neighbour, Prefix, Route};
+pub use nonce::{Nonce, NotANonce};
 pub use sealed::{Allow, Changes, Sealed, Secret, SecretPlace};

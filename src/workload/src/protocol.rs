@@ -20,7 +20,7 @@
 //! A message is a `u32` length in little-endian order, then so many bytes of JSON. Both sides read with
 //! [`Decoder`], which refuses a length above [`MAX_MESSAGE`] before it allocates anything.
 
-use crate::{Blob, Environment, Limits, Passphrase, Process, VolumeKey};
+use crate::{Blob, Environment, Limits, Nonce, Passphrase, Process, VolumeKey};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::marker::PhantomData;
 use zeroize::{Zeroize as _, Zeroizing};
@@ -113,6 +113,11 @@ pub enum Request {
     Limit(Limits),
     /// What do its processes use?
     Usage,
+    /// What does the TEE say of this guest?
+    Attest {
+        /// Chosen by whoever wants to know.
+        nonce: Nonce,
+    },
 }
 
 /// One more process.
@@ -216,6 +221,15 @@ pub enum Outcome {
         tasks: u64,
         /// How many processes have been ended so far because there was no memory for them.
         oom_kills: u64,
+    },
+    /// Answer to [`Request::Attest`].
+    Evidence {
+        /// The TEE's report, with [`Nonce::report_data`] as its REPORT_DATA.
+        report: Blob,
+        /// The certificate table that came with it (GHCB 2.0 §4.1.8.1); empty if none did.
+        certificates: Blob,
+        /// The Workload's canonical bytes, whose SHA-256 is the report's HOST_DATA.
+        workload: Blob,
     },
     /// To a client of the VMM that asked for an [`Exec`], after `Done`: the process is over.
     Exited {

@@ -21,7 +21,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::RawFd;
 use std::path::Path;
-use workload::{Environment, RootFs};
+use workload::{Environment, RootFs, Workload};
 
 /// How the container's terminal is reached, if it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,8 +157,7 @@ fn prepare(
     console: Console,
 ) -> Result<Machine> {
     let chosen = tee::choose(bundle, settings)?;
-    let (mut workload, mut environment, shared) = guest::split(bundle, &args.id, sizing, chosen.is_some())?;
-    workload.tee = chosen;
+    let (mut workload, mut environment, shared) = describe(bundle, &args.id, sizing, chosen)?;
     if !workload.start_hooks.is_empty() {
         environment.state = state_inside(container).to_string();
     }
@@ -168,11 +167,7 @@ fn prepare(
     guest_files::find()?;
     let stdio = stdio(workload.process.terminal, args.console_socket.as_deref(), console)?;
     let disk = phase("convert", || root_disk::obtain(bundle, settings))?;
-    ensure!(
-        workload.start_hooks.is_empty() || disk.root != RootFs::Mkcw,
-        "config.json: hooks.startContainer: not possible with a disk of mkcw, which says itself what runs"
-    );
-    workload.root = disk.root;
+    set_root(&mut workload, disk.root)?;
     let debug = tracing::enabled!(target: "cwrun", tracing::Level::DEBUG);
     let start = phase("measure", || {
         tee::start(&workload, sizing.memory_mib, sizing.vcpus, &settings.tee, debug)
@@ -197,6 +192,28 @@ fn prepare(
         disks,
         debug,
     })
+}
+
+/// What runs in the guest, but for its root file system; what the engine wants of it; what of the host's it uses.
+pub fn describe(
+    bundle: &Bundle,
+    id: &str,
+    sizing: &Sizing,
+    tee: Option<workload::Tee>,
+) -> Result<(Workload, Environment, guest::Shared)> {
+    let (mut workload, environment, shared) = guest::split(bundle, id, sizing, tee.is_some())?;
+    workload.tee = tee;
+    Ok((workload, environment, shared))
+}
+
+/// Completes a Workload.
+pub fn set_root(workload: &mut Workload, root: RootFs) -> Result<()> {
+    ensure!(
+        workload.start_hooks.is_empty() || root != RootFs::Mkcw,
+        "config.json: hooks.startContainer: not possible with a disk of mkcw, which says itself what runs"
+    );
+    workload.root = root;
+    Ok(())
 }
 
 /// What an infra container needs. Its root file system, its mounts and the rest of its process mean nothing, because it runs no program.

@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub mod attest;
 pub mod check;
 pub mod checkpoint;
 pub mod create;
@@ -11,6 +12,7 @@ pub mod exec;
 pub mod features;
 pub mod kill;
 pub mod list;
+pub mod measure;
 pub mod pause;
 pub mod ps;
 pub mod run;
@@ -18,6 +20,7 @@ pub mod spec;
 pub mod start;
 pub mod state;
 pub mod update;
+pub mod verify;
 
 use anyhow::{Context, Result};
 use std::io::Write;

@@ -21,9 +21,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
 use std::path::Path;
+use tee::launch::{ID_AUTH_SIZE, ID_BLOCK_SIZE, IdAuth, IdBlock, LaunchDigest};
+use tee::report::KeyDigest;
 use tee::vmsa::Variant;
 use vmm::Boot;
-use vmm::snp::{IDENTITY_BLOCK, Identity, PAGE_BYTES, Snp, check_policy};
+use vmm::snp::{Identity, Snp, check_policy};
 use workload::{TeeKind, Workload};
 
 use expected::GuestFiles;
@@ -54,11 +56,22 @@ pub struct Start {
 
 /// The TEE for this bundle, or none.
 pub fn choose(bundle: &Bundle, settings: &Settings) -> Result<Option<workload::Tee>> {
+    choose_where(bundle, settings, || host::support().map(drop))
+}
+
+/// The TEE for this bundle on a machine that has SEV-SNP.
+pub fn wanted(bundle: &Bundle, settings: &Settings) -> Result<Option<workload::Tee>> {
+    choose_where(bundle, settings, || Ok(()))
+}
+
+fn choose_where(
+    bundle: &Bundle,
+    settings: &Settings,
+    support: impl FnOnce() -> Result<()>,
+) -> Result<Option<workload::Tee>> {
     let sev = krun::sev(bundle)?;
     let annotated = bundle.annotation(annotations::TEE).map(parse_wish).transpose()?;
-    let kind = decide(annotated, sev.as_deref(), settings.tee.kind, || {
-        host::support().map(drop)
-    })?;
+    let kind = decide(annotated, sev.as_deref(), settings.tee.kind, support)?;
     let exec = match bundle.annotation(annotations::TEE_EXEC) {
         None | Some("deny") => false,
         Some("allow") => true,
@@ -169,9 +182,10 @@ pub fn start(
         plan.digest(),
         plan.measured()
     );
+    let owner = owner(settings, plan.digest())?;
     match kind {
         TeeKind::Snp => {
-            let snp = snp(settings, host_data)?;
+            let snp = snp(settings, host_data, owner.as_ref())?;
             Ok(Start {
                 boot: Boot::Firmware(Box::new(files.launch(&plan, memory_mib, snp))),
                 evidence: None,
@@ -182,7 +196,12 @@ pub fn start(
             // On stderr always: nobody may take this for protection because a log was not read.
             eprintln!("cwrun: {warning}");
             tracing::warn!("{warning}");
-            let evidence = Evidence::new(&plan, host_data, settings.policy);
+            let evidence = Evidence::new(
+                &plan,
+                host_data,
+                settings.policy,
+                owner.as_ref().map(Owner::for_reports),
+            );
             let plain = confidential::read_image(&open("stage0-plain")?)?;
             let plan = files.plan(&plain, vcpus, cpu, Variant::Linux6_11)?;
             Ok(Start {
@@ -194,7 +213,7 @@ pub fn start(
 }
 
 /// What the firmware is asked for.
-fn snp(settings: &TeeSettings, host_data: [u8; 32]) -> Result<Snp> {
+fn snp(settings: &TeeSettings, host_data: [u8; 32], owner: Option<&Owner>) -> Result<Snp> {
     let bit = host::support()?.encryption_bit;
     ensure!(
         bit == confidential::ENCRYPTION_BIT,
@@ -207,27 +226,68 @@ fn snp(settings: &TeeSettings, host_data: [u8; 32]) -> Result<Snp> {
         sev: host::open_sev()?,
         policy,
         host_data,
-        identity: identity(settings)?,
+        identity: owner.map(Owner::for_firmware),
     })
 }
 
-/// The owner's signed block, if the settings name one.
-fn identity(settings: &TeeSettings) -> Result<Option<Identity>> {
-    let (Some(block), Some(authentication)) = (&settings.id_block, &settings.id_auth) else {
-        ensure!(
-            settings.id_block.is_none() && settings.id_auth.is_none(),
-            "cwrun.toml: tee.id_block and tee.id_auth belong together"
-        );
-        return Ok(None);
+/// The owner's signed block, if the settings name one that is for this launch: what the firmware would refuse is refused here, with a
+/// sentence.
+fn owner(settings: &TeeSettings, digest: LaunchDigest) -> Result<Option<Owner>> {
+    let (block, authentication) = match (&settings.id_block, &settings.id_auth) {
+        (Some(block), Some(authentication)) => (block, authentication),
+        (None, None) => return Ok(None),
+        _ => bail!(
+            "an ID block and its authentication belong together: --id-block and --id-auth, or tee.id_block and tee.id_auth in cwrun.toml"
+        ),
     };
-    let authentication = Box::new(read_exact::<PAGE_BYTES>(authentication)?);
-    // AMD 56860 table 76: the author key's algorithm, 0 without one.
-    let author = authentication[4..8] != [0; 4];
-    Ok(Some(Identity {
-        block: read_exact::<IDENTITY_BLOCK>(block)?,
-        authentication,
-        author,
-    }))
+    let in_block = || format!("ID block {}", block.display());
+    let in_auth = || format!("ID authentication {}", authentication.display());
+    let bytes = read_exact::<ID_BLOCK_SIZE>(block)?;
+    let block = IdBlock::parse(&bytes).with_context(in_block)?;
+    ensure!(
+        block.digest == digest,
+        "{}: it is for launch digest {}, and this guest's is {digest} (see `cwrun measure`)",
+        in_block(),
+        block.digest
+    );
+    ensure!(
+        block.policy == settings.policy,
+        "{}: it is for guest policy {}, and tee.policy is {}",
+        in_block(),
+        block.policy,
+        settings.policy
+    );
+    let auth = IdAuth::parse(&read_exact::<ID_AUTH_SIZE>(authentication)?).with_context(in_auth)?;
+    auth.check(&block).with_context(in_auth)?;
+    Ok(Some(Owner { block, auth }))
+}
+
+/// An ID block and who signed it, checked.
+struct Owner {
+    block: IdBlock,
+    auth: IdAuth,
+}
+
+impl Owner {
+    /// As the VMM passes it on.
+    fn for_firmware(&self) -> Identity {
+        Identity {
+            block: self.block.to_bytes(),
+            authentication: self.auth.to_bytes(),
+            author: self.auth.author.is_some(),
+        }
+    }
+
+    /// As it shows in reports.
+    fn for_reports(&self) -> tee::sim::Identity {
+        tee::sim::Identity {
+            family_id: self.block.family_id,
+            image_id: self.block.image_id,
+            guest_svn: self.block.guest_svn,
+            id_key: KeyDigest::of(&self.auth.id_key),
+            author_key: self.auth.author.as_ref().map(|(_, key)| KeyDigest::of(key)),
+        }
+    }
 }
 
 /// A file of exactly this length.

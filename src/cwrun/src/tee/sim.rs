@@ -8,7 +8,7 @@ use std::time::Duration;
 use tee::launch::{LaunchDigest, Policy};
 use tee::measure::Plan;
 use tee::report::{HostData, ReportData};
-use tee::sim::Guest;
+use tee::sim::{Guest, Identity};
 
 /// How long the guest may take over a question.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -23,14 +23,14 @@ pub struct Evidence {
 }
 
 impl Evidence {
-    /// Of a guest that this launch and this Workload's hash would have made.
-    pub fn new(plan: &Plan, host_data: [u8; 32], policy: Policy) -> Self {
+    /// Of a guest that this launch, this Workload's hash and the owner's block would have made.
+    pub fn new(plan: &Plan, host_data: [u8; 32], policy: Policy, identity: Option<Identity>) -> Self {
         let measurement: LaunchDigest = plan.digest();
         Self::of(Guest {
             measurement,
             host_data: HostData(host_data),
             policy,
-            identity: None,
+            identity,
         })
     }
 

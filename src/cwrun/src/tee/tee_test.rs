@@ -2,6 +2,9 @@
 
 use super::*;
 use anyhow::anyhow;
+use p384::ecdsa::SigningKey;
+use tee::ecdsa::{PublicKey, Signature};
+use tee::launch::Policy;
 
 fn able() -> Result<()> {
     Ok(())
@@ -76,29 +79,117 @@ fn a_simulation_is_had_anywhere_and_only_by_name() {
     assert!(parse_wish("simulation").is_err());
 }
 
-#[test]
-fn files_of_identity_blocks_have_their_length() {
+const DIGEST: LaunchDigest = LaunchDigest([5; 48]);
+
+fn block() -> IdBlock {
+    IdBlock {
+        digest: DIGEST,
+        family_id: [1; 16],
+        image_id: [2; 16],
+        guest_svn: 3,
+        policy: TeeSettings::default().policy,
+    }
+}
+
+/// By an ID key, vouched for by an author's key if asked.
+fn sign(block: &IdBlock, author: bool) -> IdAuth {
+    let [id, author_key] = [1, 2].map(|byte| SigningKey::from_slice(&[byte; 48]).unwrap());
+    let id_key = PublicKey::of(&id);
+    IdAuth {
+        block_signature: Signature::sign(&id, &block.to_bytes()),
+        author: author.then(|| {
+            let signature = Signature::sign(&author_key, &id_key.to_bytes());
+            (signature, PublicKey::of(&author_key))
+        }),
+        id_key,
+    }
+}
+
+/// What becomes of these files.
+fn owned(block: &[u8], authentication: &[u8]) -> Result<Option<Owner>> {
     let dir = tempfile::tempdir().unwrap();
-    let write = |name: &str, length: usize| {
+    let write = |name: &str, bytes: &[u8]| {
         let path = dir.path().join(name);
-        std::fs::write(&path, vec![0; length]).unwrap();
-        path
+        std::fs::write(&path, bytes).unwrap();
+        Some(path)
     };
-    let settings = |block: usize, authentication: usize| TeeSettings {
-        id_block: Some(write("block", block)),
-        id_auth: Some(write("auth", authentication)),
+    let settings = TeeSettings {
+        id_block: write("block", block),
+        id_auth: write("auth", authentication),
         ..TeeSettings::default()
     };
-    assert!(identity(&settings(96, 4096)).unwrap().is_some());
-    for (block, authentication) in [(95, 4096), (97, 4096), (96, 4095), (96, 5000)] {
-        let error = identity(&settings(block, authentication))
-            .unwrap_err()
-            .to_string();
+    owner(&settings, DIGEST)
+}
+
+#[test]
+fn files_of_identity_blocks_have_their_length() {
+    let (block, auth) = (
+        block().to_bytes().to_vec(),
+        sign(&block(), false).to_bytes().to_vec(),
+    );
+    assert!(owned(&block, &auth).unwrap().is_some());
+    let longer = |bytes: &[u8]| [bytes, &[0]].concat();
+    for (block, auth) in [
+        (&block[1..], &auth[..]),
+        (&longer(&block), &auth),
+        (&block, &auth[1..]),
+        (&block, &longer(&auth)),
+    ] {
+        let error = owned(block, auth).err().unwrap().to_string();
         assert!(error.contains(", expected "), "{error}");
     }
     let alone = TeeSettings {
-        id_block: Some(write("block", 96)),
+        id_block: Some("/block".into()),
         ..TeeSettings::default()
     };
-    assert!(identity(&alone).is_err());
+    let error = owner(&alone, DIGEST).err().unwrap().to_string();
+    assert!(error.contains("belong together"), "{error}");
+}
+
+#[test]
+fn an_identity_block_for_another_launch_is_refused_before_the_firmware_sees_it() {
+    let refused = |block: IdBlock, auth: &IdAuth| {
+        let error = owned(&block.to_bytes(), &auth.to_bytes()[..]).err().unwrap();
+        format!("{error:#}")
+    };
+    let digest = IdBlock {
+        digest: LaunchDigest([6; 48]),
+        ..block()
+    };
+    let error = refused(digest, &sign(&digest, false));
+    assert!(error.contains("it is for launch digest 0606"), "{error}");
+    let policy = IdBlock {
+        policy: Policy::STRICT,
+        ..block()
+    };
+    let error = refused(policy, &sign(&policy, false));
+    assert!(
+        error.contains("it is for guest policy abi=0.0, and tee.policy is abi=0.0,smt"),
+        "{error}"
+    );
+    let error = refused(block(), &sign(&policy, false));
+    assert!(error.contains("the signature of the ID block"), "{error}");
+}
+
+#[test]
+fn an_identity_block_reaches_the_firmware_as_it_is_and_the_reports() {
+    for author in [false, true] {
+        let auth = sign(&block(), author);
+        let owner = owned(&block().to_bytes(), &auth.to_bytes()[..]).unwrap().unwrap();
+        let passed = owner.for_firmware();
+        assert_eq!(passed.block, block().to_bytes());
+        assert_eq!(passed.authentication, auth.to_bytes());
+        assert_eq!(passed.author, author);
+        let guest = tee::sim::Guest {
+            measurement: DIGEST,
+            host_data: tee::report::HostData([7; 32]),
+            policy: block().policy,
+            identity: Some(owner.for_reports()),
+        };
+        let report = guest.attest(tee::report::ReportData([8; 64])).report;
+        assert_eq!(report.guest_svn(), 3);
+        assert_eq!(report.id_key_digest(), KeyDigest::of(&auth.id_key));
+        let author_key = report.author_key_digest();
+        assert_eq!(author_key != KeyDigest([0; 48]), author);
+    }
 }
