@@ -1,5 +1,6 @@
 //! `create`: from a bundle to a booted guest whose workload has not been started.
 
+use crate::broker::{self, Upstream};
 use crate::bundle::devices::Disk;
 use crate::bundle::host::HostSpec;
 use crate::bundle::sizing::Sizing;
@@ -168,6 +169,13 @@ fn prepare(
     let stdio = stdio(workload.process.terminal, args.console_socket.as_deref(), console)?;
     let disk = phase("convert", || root_disk::obtain(bundle, settings))?;
     set_root(&mut workload, disk.root)?;
+    let broker = match &workload.sealed {
+        Some(_) => Some(Upstream::choose(bundle, &settings.broker, None)?),
+        None => {
+            broker::refuse_unused(bundle)?;
+            None
+        }
+    };
     let debug = tracing::enabled!(target: "cwrun", tracing::Level::DEBUG);
     let start = phase("measure", || {
         tee::start(&workload, sizing.memory_mib, sizing.vcpus, &settings.tee, debug)
@@ -187,6 +195,8 @@ fn prepare(
         status: container.status_file()?,
         nics: Vec::new(),
         passt,
+        broker,
+        line: None,
         watch: None,
         volumes: shared.volumes,
         disks,
