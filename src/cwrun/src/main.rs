@@ -30,8 +30,10 @@ mod logging;
 mod machine;
 mod mkcw_disk;
 mod network;
+mod output;
 mod overlay;
 mod root_disk;
+mod sealed;
 mod settings;
 mod signal;
 mod signal_fd;
@@ -89,6 +91,8 @@ fn dispatch(cli: &Cli, inherited: &[RawFd]) -> Result<u8> {
         Command::Measure(args) => commands::measure::run(&Settings::load()?, args),
         Command::Attest(args) => commands::attest::run(global, args),
         Command::BrokerProxy => broker::proxy::run(),
+        Command::Seal(args) => commands::seal::run(&Settings::load()?, args),
+        Command::Inspect(args) => commands::inspect::run(&Settings::load()?, args),
         Command::Disk(command) => commands::disk::run(command),
     }?;
     Ok(0)

@@ -12,7 +12,7 @@ use crate::dm::Mapper;
 use crate::failure::{Context as _, Failure, Result};
 use crate::process::Process;
 use crate::session::{Identity, Session, Sockets, open_streams};
-use crate::{account, evidence, kmsg, layers, network, scratch, sealed, sys, whiteouts, world};
+use crate::{evidence, kmsg, layers, network, scratch, sealed, sys, whiteouts, world};
 use mkcw::InnerConfig;
 use rustix::event::{Timespec, poll};
 use rustix::time::{ClockId, clock_gettime, clock_settime};
@@ -20,7 +20,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 use workload::protocol::{CONTROL, HOST_CID, Outcome, Request, Setup, ToGuest, ToHost, VERSION};
-use workload::{Environment, Workload};
+use workload::{Environment, Workload, account};
 
 /// Search path of images that set none, as engines have it.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -152,7 +152,8 @@ fn run_instead(inner: &InnerConfig, process: &mut workload::Process) -> Result<(
         return Err(Failure::other("the disk's configuration names no program to run"));
     }
     let read = |name: &str| Root::open(world::ROOT)?.read_text(name, MAX_ACCOUNTS);
-    let user = account::look_up(&inner.user, &read("/etc/passwd")?, &read("/etc/group")?)?;
+    let user = account::look_up(&inner.user, &read("/etc/passwd")?, &read("/etc/group")?)
+        .map_err(|error| Failure::other(error.to_string()))?;
     process.args = args;
     process.cwd.clone_from(&inner.working_dir);
     process.user = workload::User {

@@ -418,19 +418,22 @@ pub enum PlatformBit {
     CiphertextHiding,
     /// No two addresses alias one memory cell (BadRAM), checked since the last reset.
     AliasCheckComplete,
+    /// Devices' writes through the IOMMU can't reach guests' private memory: IOMMU_WRITE_SAFE, seen on Turin.
+    IommuWriteSafe,
     /// SEV-TIO is on.
     Tio,
 }
 
 impl PlatformBit {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Smt,
         Self::Tsme,
         Self::Ecc,
         Self::RaplDisabled,
         Self::CiphertextHiding,
         Self::AliasCheckComplete,
+        Self::IommuWriteSafe,
         Self::Tio,
     ];
 
@@ -443,6 +446,7 @@ impl PlatformBit {
             Self::RaplDisabled => 1 << 3,
             Self::CiphertextHiding => 1 << 4,
             Self::AliasCheckComplete => 1 << 5,
+            Self::IommuWriteSafe => 1 << 6,
             Self::Tio => 1 << 7,
         }
     }
@@ -456,6 +460,7 @@ impl PlatformBit {
             Self::RaplDisabled => "rapl-disabled",
             Self::CiphertextHiding => "ciphertext-hiding",
             Self::AliasCheckComplete => "alias-check-complete",
+            Self::IommuWriteSafe => "iommu-write-safe",
             Self::Tio => "tio",
         }
     }

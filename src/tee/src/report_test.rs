@@ -127,8 +127,8 @@ fn fields_without_a_meaning_are_refused_by_name() {
         "SIGNATURE_ALGO is 0x0, which means nothing"
     );
     assert_eq!(
-        refused(3, 0x40, &[0x40]),
-        "PLATFORM_INFO is 0x40, which means nothing"
+        refused(3, 0x40, &[0x00, 0x01]),
+        "PLATFORM_INFO is 0x100, which means nothing"
     );
     assert_eq!(
         refused(3, 0x48, &[0x08]),

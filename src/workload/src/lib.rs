@@ -11,6 +11,7 @@
 //! This crate does no I/O: documents become bytes and bytes become documents, here and only here, so that both
 //! sides agree on every limit and every check.
 
+pub mod account;
 pub mod bytes;
 pub mod capability;
 pub mod document;
