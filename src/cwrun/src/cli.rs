@@ -113,6 +113,9 @@ pub enum Command {
     /// Make and examine encrypted disks
     #[command(subcommand)]
     Disk(Disk),
+    /// Started by cwrun itself: passes a sealed container's requests on to its key broker
+    #[command(hide = true)]
+    BrokerProxy,
 }
 
 /// A container.

@@ -34,9 +34,6 @@ pub fn activate(mapper: &Mapper, root: &RootFs, keys: &Keys) -> Result<Lower> {
                 .map_err(|failure| Failure::other(format!("mkcw disk: {failure}")))?;
             Ok((vec![lower], Some(config)))
         }
-        (_, Keys::Broker) => Err(Failure::other(
-            "the root file system's key is with a broker, and this init does not ask brokers",
-        )),
         _ => Err(Failure::other("the keys are not of the root file system's kind")),
     }
 }

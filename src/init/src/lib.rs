@@ -6,6 +6,7 @@
 //! | `world` | init's own mounts |
 //! | `control` | the stream to the host |
 //! | `evidence` | whether the Workload is the one that a confidential guest was launched for |
+//! | `sealed` | a sealed Workload's keys and secrets, from the key broker |
 //! | `dm`, `layers`, `scratch` | disks: encrypted, verified, mounted, written over |
 //! | `mkcw_disk` | other people's disks |
 //! | `whiteouts` | devices 0:0 of an image, which an overlay does not show |
@@ -36,6 +37,7 @@ mod network;
 mod process;
 mod pump;
 mod scratch;
+mod sealed;
 mod session;
 mod sys;
 mod task;

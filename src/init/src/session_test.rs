@@ -279,7 +279,7 @@ fn mount(destination: &str, filesystem: Filesystem, flags: &[MountFlag], options
     }
 }
 
-fn workload(script: &str) -> Workload {
+pub(crate) fn workload(script: &str) -> Workload {
     Workload {
         version: Workload::VERSION,
         root: RootFs::Layers {

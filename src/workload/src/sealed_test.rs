@@ -328,7 +328,7 @@ proptest! {
     fn a_sealed_workload_that_was_altered_is_another_or_none(position in any::<prop::sample::Index>(), bit in 0..8) {
         let mut bytes = sealed().to_bytes();
         let position = position.index(bytes.len());
-        bytes[position] ^= 1 << bit;
+        bytes[position] ^= 1_u8 << bit;
         if let Ok(other) = Workload::from_bytes(&bytes) {
             prop_assert_ne!(other, sealed());
         }

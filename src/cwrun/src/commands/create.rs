@@ -1,5 +1,6 @@
 //! `create`: from a bundle to a booted guest whose workload has not been started.
 
+use crate::broker::{self, Upstream};
 use crate::bundle::devices::Disk;
 use crate::bundle::host::HostSpec;
 use crate::bundle::sizing::Sizing;
@@ -172,6 +173,14 @@ fn prepare(
             "config.json: linux.devices: no disk of the host is shared with a sealed workload"
         );
     }
+    let broker = match &image {
+        None => broker::refuse_unused(bundle).map(|()| None)?,
+        Some(image) => {
+            let hint = image.contents.broker.as_ref();
+            let hint = hint.map(|hint| hint.url.as_str());
+            Some(Upstream::choose(bundle, &settings.broker, hint)?)
+        }
+    };
     if !workload.start_hooks.is_empty() {
         environment.state = state_inside(container).to_string();
     }
@@ -204,6 +213,8 @@ fn prepare(
         status: container.status_file()?,
         nics: Vec::new(),
         passt,
+        broker,
+        line: None,
         watch: None,
         volumes: shared.volumes,
         disks,
