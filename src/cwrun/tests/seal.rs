@@ -41,14 +41,21 @@ fn cwrun(place: &Path, args: &[&str]) -> Command {
         .env("CWRUN_CACHE_DIR", place.join("cache"))
         .env_remove("CWRUN_CONFIG");
     if std::env::var_os("CWRUN_GUEST_DIR").is_none() {
-        command.env("CWRUN_GUEST_DIR", concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/guest"));
+        command.env(
+            "CWRUN_GUEST_DIR",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/guest"),
+        );
     }
     command
 }
 
 #[track_caller]
 fn good(output: Output) -> String {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -115,7 +122,10 @@ fn an_image_holds_ciphertext_and_the_record_the_key() {
     let place = place.path();
     let told = seal(place, "oci:image:v1", "record.json");
     let record_file = place.join("record.json");
-    assert_eq!(fs::metadata(&record_file).unwrap().permissions().mode() & 0o7777, 0o600);
+    assert_eq!(
+        fs::metadata(&record_file).unwrap().permissions().mode() & 0o7777,
+        0o600
+    );
     let record: Value = serde_json::from_slice(&fs::read(record_file).unwrap()).unwrap();
     assert_eq!(record["id"], told["id"]);
     assert_eq!(record["host_data"], told["host_data"]);
@@ -145,12 +155,18 @@ fn an_image_holds_ciphertext_and_the_record_the_key() {
         json!({"kind": "file", "path": "/run/secrets/tls.key", "mode": 0o400, "uid": 33, "gid": 34})
     );
     let words = good(cwrun(place, &["inspect", "oci:image:v1"]).output().unwrap());
-    assert!(words.contains("in a TEE             a SIMULATED one, which protects nothing\n"), "{words}");
+    assert!(
+        words.contains("in a TEE             a SIMULATED one, which protects nothing\n"),
+        "{words}"
+    );
     let measured = json_of(place, &["measure", "--json", "--vcpus", "1..3", "oci:image:v1"]).to_string();
     for digest in record["launch_digests"].as_object().unwrap().values() {
         assert!(measured.contains(digest.as_str().unwrap()), "{measured}");
     }
-    assert!(measured.contains(told["host_data"].as_str().unwrap()), "{measured}");
+    assert!(
+        measured.contains(told["host_data"].as_str().unwrap()),
+        "{measured}"
+    );
 }
 
 /// Reads the only layer of an image layout.
@@ -177,8 +193,14 @@ fn the_layer_is_three_files_and_a_directory() {
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&listing.stderr), "");
     let listing = good(listing);
-    let members: Vec<Vec<&str>> = listing.lines().map(|line| line.split_ascii_whitespace().collect()).collect();
-    let shape: Vec<_> = members.iter().map(|m| (m[0], m[1], m[3], *m.last().unwrap())).collect();
+    let members: Vec<Vec<&str>> = listing
+        .lines()
+        .map(|line| line.split_ascii_whitespace().collect())
+        .collect();
+    let shape: Vec<_> = members
+        .iter()
+        .map(|m| (m[0], m[1], m[3], *m.last().unwrap()))
+        .collect();
     assert_eq!(
         shape,
         [
@@ -198,7 +220,8 @@ fn what_is_sealed_twice_differs_by_key_and_salt_alone() {
         seal(place, "oci:one", "one.json"),
         seal(place, "oci-archive:two", "two.json"),
     ];
-    let [one, two] = ["oci:one", "oci-archive:two"].map(|image| json_of(place, &["inspect", "--json", image]));
+    let [one, two] =
+        ["oci:one", "oci-archive:two"].map(|image| json_of(place, &["inspect", "--json", image]));
     let without_salt = |mut workload: Value| {
         let layer = &mut workload["root"]["layers"][0]["verity"];
         assert_eq!(layer["salt"].as_str().unwrap().len(), 64);
@@ -210,7 +233,10 @@ fn what_is_sealed_twice_differs_by_key_and_salt_alone() {
     };
     assert_ne!(one["workload"]["root"], two["workload"]["root"]);
     assert_ne!(told[0]["root_hash"], told[1]["root_hash"]);
-    assert_eq!(without_salt(one["workload"].clone()), without_salt(two["workload"].clone()));
+    assert_eq!(
+        without_salt(one["workload"].clone()),
+        without_salt(two["workload"].clone())
+    );
     let key = |name: &str| -> Value {
         let record: Value = serde_json::from_slice(&fs::read(place.join(name)).unwrap()).unwrap();
         record["key"].clone()
@@ -226,28 +252,76 @@ fn nothing_is_written_where_something_is_wrong() {
     let before = all(place);
     let cases: [(&[&str], &str); 10] = [
         (&["seal", "rootfs", "-o", "oci:x", "--", "sh"], "it would be lost"),
-        (&["seal", "rootfs", "-o", "x", "--record", "r", "--", "sh"], "expected oci:DIR"),
-        (&["seal", "rootfs", "-o", "oci:x", "--record", "r"], "names no program"),
-        (&["seal", "none", "-o", "oci:x", "--record", "r", "--", "sh"], "none"),
-        (&["seal", "rootfs", "-o", "oci:rootfs", "--record", "r", "--", "sh"], "neither empty nor"),
         (
-            &["seal", "rootfs", "-o", "oci:x", "--record", "there.json", "--", "sh"],
+            &["seal", "rootfs", "-o", "x", "--record", "r", "--", "sh"],
+            "expected oci:DIR",
+        ),
+        (
+            &["seal", "rootfs", "-o", "oci:x", "--record", "r"],
+            "names no program",
+        ),
+        (
+            &["seal", "none", "-o", "oci:x", "--record", "r", "--", "sh"],
+            "none",
+        ),
+        (
+            &["seal", "rootfs", "-o", "oci:rootfs", "--record", "r", "--", "sh"],
+            "neither empty nor",
+        ),
+        (
+            &[
+                "seal",
+                "rootfs",
+                "-o",
+                "oci:x",
+                "--record",
+                "there.json",
+                "--",
+                "sh",
+            ],
             "it is there already",
         ),
         (
-            &["seal", "rootfs", "-o", "oci:x", "--record", "r", "--id", "a/b", "--", "sh"],
+            &[
+                "seal", "rootfs", "-o", "oci:x", "--record", "r", "--id", "a/b", "--", "sh",
+            ],
             "--id \"a/b\"",
         ),
         (
-            &["seal", "rootfs", "-o", "oci:x", "--record", "r", "--secret-file", "a=tls.key", "--", "sh"],
+            &[
+                "seal",
+                "rootfs",
+                "-o",
+                "oci:x",
+                "--record",
+                "r",
+                "--secret-file",
+                "a=tls.key",
+                "--",
+                "sh",
+            ],
             "no --secret says",
         ),
         (
-            &["seal", "rootfs", "-o", "oci:x", "--register", "http://192.0.2.1", "--token-file", "tls.key", "--", "sh"],
+            &[
+                "seal",
+                "rootfs",
+                "-o",
+                "oci:x",
+                "--register",
+                "http://192.0.2.1",
+                "--token-file",
+                "tls.key",
+                "--",
+                "sh",
+            ],
             "readable on the way",
         ),
         (
-            &["seal", "rootfs", "-o", "oci:x", "--record", "r", "--secret", "a=/x", "--secret", "b=/x", "--", "sh"],
+            &[
+                "seal", "rootfs", "-o", "oci:x", "--record", "r", "--secret", "a=/x", "--secret", "b=/x",
+                "--", "sh",
+            ],
             "have one place for two",
         ),
     ];
@@ -266,11 +340,26 @@ fn a_seal_that_is_killed_leaves_nothing_or_everything() {
     // Enough to be busy for a while.
     let big = File::create(place.join("rootfs/big")).unwrap();
     std::io::copy(&mut File::open("/dev/urandom").unwrap().take(64 << 20), &mut &big).unwrap();
+    // Where `inspect` unpacks.
+    fs::create_dir_all(place.join("cache/scratch")).unwrap();
     let before = all(place);
     let mut killed = 0;
     for round in 0_u64..12 {
-        let args = ["seal", "rootfs", "-o", "oci:image", "--record", "record.json", "--", "sh"];
-        let mut child = cwrun(place, &args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let args = [
+            "seal",
+            "rootfs",
+            "-o",
+            "oci:image",
+            "--record",
+            "record.json",
+            "--",
+            "sh",
+        ];
+        let mut child = cwrun(place, &args)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         std::thread::sleep(Duration::from_millis(round * 40));
         let over = child.try_wait().unwrap();
         child.kill().unwrap();
@@ -297,7 +386,11 @@ fn an_image_that_was_altered_is_refused() {
     let place = place.path();
     seal(place, "oci:image", "record.json");
     let layout = place.join("image");
-    for path in all(&layout).into_iter().map(|path| layout.join(path)).filter(|path| path.is_file()) {
+    for path in all(&layout)
+        .into_iter()
+        .map(|path| layout.join(path))
+        .filter(|path| path.is_file())
+    {
         let original = fs::read(&path).unwrap();
         for at in [original.len() / 3, original.len() / 2, original.len() - 2] {
             let mut altered = original.clone();
@@ -326,7 +419,7 @@ for word; do
     previous=$word
 done
 case \" $* \" in
-    *' create '*) cp \"$bundle/config.json\" KEPT; cp -r \"$(sed -n 's/.*\"path\":\"\\([^\"]*\\)\".*/\\1/p' KEPT | head -1)\" ROOT; exit 1;;
+    *' create '*) cp \"$bundle/config.json\" KEPT; cp -r \"$(sed -n 's/.*\"root\":{\"path\":\"\\([^\"]*\\)\".*/\\1/p' KEPT)\" ROOT; exit 1;;
     *' --version '*) echo 'keeper 1';;
 esac
 ";
@@ -334,7 +427,10 @@ esac
 /// What podman makes of an image, where it is installed and can be used: bundles with its root file system.
 #[test]
 fn podman_takes_the_image_and_runs_what_is_sealed() {
-    let usable = Command::new("podman").arg("--version").output().is_ok_and(|output| output.status.success());
+    let usable = Command::new("podman")
+        .arg("--version")
+        .output()
+        .is_ok_and(|output| output.status.success());
     if !usable || !rustix::process::geteuid().is_root() {
         eprintln!("podman is not installed, or this is not root: nothing to see");
         return;
@@ -344,13 +440,27 @@ fn podman_takes_the_image_and_runs_what_is_sealed() {
     seal(place, "oci:image:v1", "record.json");
     seal(place, "oci-archive:archive.tar:v1", "other.json");
     let (kept, root) = (place.join("kept.json"), place.join("root"));
-    let keeper = KEEPER.replace("KEPT", kept.to_str().unwrap()).replace("ROOT", root.to_str().unwrap());
+    let keeper = KEEPER
+        .replace("KEPT", kept.to_str().unwrap())
+        .replace("ROOT", root.to_str().unwrap());
     fs::write(place.join("keeper"), keeper).unwrap();
     fs::set_permissions(place.join("keeper"), PermissionsExt::from_mode(0o755)).unwrap();
     let podman = |args: &[&str]| {
         let mut command = Command::new("podman");
-        let own = ["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "none", "--root", "storage"];
-        command.current_dir(place).args(own).args(["--runroot", "runroot", "--runtime"]);
+        let own = [
+            "--storage-driver",
+            "vfs",
+            "--cgroup-manager",
+            "cgroupfs",
+            "--events-backend",
+            "none",
+            "--root",
+            "storage",
+        ];
+        command
+            .current_dir(place)
+            .args(own)
+            .args(["--runroot", "runroot", "--runtime"]);
         command.arg(place.join("keeper")).args(args).output().unwrap()
     };
     for image in ["oci:image:v1", "oci-archive:archive.tar:v1"] {
