@@ -5,7 +5,7 @@
 
 use crate::broker::{self, Upstream};
 use crate::settings;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::fs::File;
 use std::io::Read as _;
 use std::net::ToSocketAddrs as _;
@@ -48,7 +48,8 @@ impl Registrar {
             .put(format!("{}/admin/v0/workloads/{id}", self.upstream.url))
             .header("Authorization", &*bearer)
             .header("Content-Type", "application/json")
-            .send(document)?;
+            .send(document)
+            .map_err(|error| anyhow!("no answer: {error}"))?;
         let status = response.status();
         if status.is_success() {
             return Ok(());
