@@ -9,7 +9,7 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-const TOKEN: &str = "the admin token of tests";
+const TOKEN: &str = "an-admin-token-of-tests";
 
 /// `cwrun-broker` on loopback, ended when dropped.
 struct Broker {

@@ -65,7 +65,7 @@ fn errors_name_file_line_and_key() {
         ),
         (
             "[disk]\n",
-            "line 1: disk: unknown field `disk`, expected one of `vm`, `cache`, `tee`, `development`",
+            "line 1: disk: unknown field `disk`, expected one of `vm`, `cache`, `tee`, `broker`, `development`",
         ),
         (
             "[vm]\nmax_vcpus = \"4\"\n",
