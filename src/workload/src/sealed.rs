@@ -275,6 +275,10 @@ impl Sealed {
                             "have a file that is no plain absolute path, or more than permission bits",
                         );
                     }
+                    // SECURITY: the host's file would lie over the secret.
+                    if self.allows_file(path) {
+                        return field("have a file that the host may supply");
+                    }
                     path
                 }
                 SecretPlace::Variable { name } => {
@@ -354,6 +358,10 @@ impl Sealed {
         if let Some(terminal) = terminal {
             self.require(Allow::Terminal, "whether there is a terminal")?;
             process.terminal = *terminal;
+            // As engines have it, whose own word does not get here.
+            if *terminal && !process.env.iter().any(|variable| name_of(variable) == "TERM") {
+                process.env.push("TERM=xterm".to_owned());
+            }
         }
         for variable in env {
             let name = name_of(variable);

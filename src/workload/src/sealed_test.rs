@@ -105,7 +105,7 @@ fn what_no_sealed_workload_has_is_refused() {
     fn variable(name: &str) -> SecretPlace {
         SecretPlace::Variable { name: name.into() }
     }
-    let cases: [Spoiled; 18] = [
+    let cases: [Spoiled; 20] = [
         ("tee", |w| w.tee = None),
         ("root", |w| w.root = RootFs::Mkcw),
         ("devices", |w| {
@@ -133,6 +133,10 @@ fn what_no_sealed_workload_has_is_refused() {
         ("sealed.secrets", |w| place(w, 0, file("/run/../key", 0o400))),
         ("sealed.secrets", |w| place(w, 0, file("/run//key", 0o400))),
         ("sealed.secrets", |w| place(w, 0, file("/run/key", 0o4755))),
+        ("sealed.secrets", |w| place(w, 0, file("/etc/hosts", 0o400))),
+        ("sealed.secrets", |w| {
+            place(w, 0, file("/etc/nginx/site.conf", 0o400))
+        }),
         ("sealed.secrets", |w| place(w, 1, variable("A=B"))),
         ("sealed.secrets", |w| place(w, 1, variable("1A"))),
         ("sealed.secrets", |w| place(w, 1, variable("PATH"))),
@@ -213,6 +217,24 @@ fn what_is_allowed_is_what_runs() {
     let mut unchanged = sealed();
     unchanged.admit(&Environment::default()).unwrap();
     assert_eq!(unchanged, sealed());
+}
+
+#[test]
+fn a_terminal_brings_its_name_along() {
+    let mut workload = sealed();
+    of(&mut workload).allow.insert(Allow::Terminal);
+    let terminal = |terminal| {
+        changing(Changes {
+            terminal: Some(terminal),
+            ..Changes::default()
+        })
+    };
+    let mut without = workload.clone();
+    without.admit(&terminal(false)).unwrap();
+    assert_eq!(without, workload);
+    workload.admit(&terminal(true)).unwrap();
+    assert!(workload.process.terminal);
+    assert_eq!(workload.process.env, ["PATH=/bin", "TERM=xterm"]);
 }
 
 #[test]

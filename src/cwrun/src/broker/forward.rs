@@ -71,32 +71,10 @@ impl Answer {
 impl Forwarder {
     /// To this broker. Makes no connection yet.
     pub fn new(upstream: &Upstream) -> Result<Self> {
-        let roots: Vec<Certificate> = upstream
-            .roots
-            .iter()
-            .map(|root| Certificate::from_der(&root.0).to_owned())
-            .collect();
-        let tls = TlsConfig::builder()
-            .root_certs(RootCerts::new_with_certs(&roots))
-            .unversioned_rustls_crypto_provider(Arc::new(ring::default_provider()))
-            .build();
-        let timeout = Duration::from_secs(upstream.timeout_seconds);
-        let agent = Agent::config_builder()
-            .tls_config(tls)
-            .proxy(upstream.proxy.as_deref().map(Proxy::new).transpose()?)
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .user_agent("cwrun")
-            .max_response_header_size(MAX_HEAD)
-            .timeout_connect(Some(CONNECT.min(timeout)))
-            .timeout_global(Some(timeout))
-            .build()
-            .new_agent();
         Ok(Self {
-            agent,
+            agent: agent(upstream)?,
             url: upstream.url.clone(),
-            timeout,
+            timeout: Duration::from_secs(upstream.timeout_seconds),
         })
     }
 
@@ -211,6 +189,32 @@ fn tls(error: &ureq::Error) -> Option<&rustls::Error> {
         ureq::Error::Io(error) => error.get_ref()?.downcast_ref(),
         _ => None,
     }
+}
+
+/// What makes connections to this broker.
+pub fn agent(upstream: &Upstream) -> Result<Agent> {
+    let roots: Vec<Certificate> = upstream
+        .roots
+        .iter()
+        .map(|root| Certificate::from_der(&root.0).to_owned())
+        .collect();
+    let tls = TlsConfig::builder()
+        .root_certs(RootCerts::new_with_certs(&roots))
+        .unversioned_rustls_crypto_provider(Arc::new(ring::default_provider()))
+        .build();
+    let timeout = Duration::from_secs(upstream.timeout_seconds);
+    Ok(Agent::config_builder()
+        .tls_config(tls)
+        .proxy(upstream.proxy.as_deref().map(Proxy::new).transpose()?)
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .user_agent("cwrun")
+        .max_response_header_size(MAX_HEAD)
+        .timeout_connect(Some(CONNECT.min(timeout)))
+        .timeout_global(Some(timeout))
+        .build()
+        .new_agent())
 }
 
 /// What a request asks, if it may.

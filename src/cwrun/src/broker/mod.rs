@@ -20,5 +20,6 @@ mod line;
 pub mod proxy;
 mod upstream;
 
+pub use forward::agent;
 pub use line::Line;
 pub use upstream::{Upstream, refuse_unused};

@@ -33,7 +33,12 @@ impl Upstream {
     pub fn choose(bundle: &Bundle, settings: &Settings, image: Option<&str>) -> Result<Self> {
         let annotated = bundle.annotation(BROKER);
         let (url, by) = decide(annotated, settings, image)?;
-        let url = parse(url).with_context(|| by.clone())?;
+        Self::at(url, &by, settings)
+    }
+
+    /// The one with this URL. `by` says whose word that is.
+    pub fn at(url: &str, by: &str, settings: &Settings) -> Result<Self> {
+        let url = parse(url).with_context(|| by.to_owned())?;
         let roots = if url.starts_with("https:") {
             roots(settings.ca.as_deref())?
         } else {

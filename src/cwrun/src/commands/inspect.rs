@@ -13,10 +13,9 @@ use std::path::Path;
 /// The command.
 pub fn run(settings: &Settings, args: &Inspect) -> Result<()> {
     let contents = match Reference::parse(&args.image) {
-        Some(image) => Contents::of_stored(&image, &root_disk::scratch_dir(&settings.cache)?),
-        None => of_directory(Path::new(&args.image)),
-    }
-    .with_context(|| args.image.clone())?;
+        Some(image) => Contents::of_stored(&image, &root_disk::scratch_dir(&settings.cache)?)?,
+        None => of_directory(Path::new(&args.image)).with_context(|| args.image.clone())?,
+    };
     if args.json {
         return super::print_json(&words::json(&contents));
     }

@@ -145,11 +145,8 @@ impl Subject {
     }
 
     fn of_image(image: &Reference, settings: &Settings) -> Result<Self> {
-        let contents = Contents::of_stored(image, &root_disk::scratch_dir(&settings.cache)?);
-        Ok(Self::of_sealed(
-            image.to_string(),
-            &contents.with_context(|| image.to_string())?,
-        ))
+        let contents = Contents::of_stored(image, &root_disk::scratch_dir(&settings.cache)?)?;
+        Ok(Self::of_sealed(image.to_string(), &contents))
     }
 
     fn of_sealed(source: String, contents: &Contents) -> Self {

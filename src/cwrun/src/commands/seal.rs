@@ -14,8 +14,9 @@ use crate::image::Reference;
 use crate::image::write::{Draft, TAR_BLOCK, TAR_END, header, write_member};
 use crate::output::{Output, directory_of, progress_bar};
 use crate::sealed::record::{Record, Secrets};
+use crate::sealed::register::Registrar;
 use crate::sealed::source::Source;
-use crate::sealed::{self, Broker, Contents, register};
+use crate::sealed::{self, Broker, Contents};
 use crate::settings::Settings;
 use crate::tee::expected::{GuestFiles, expected};
 use crate::tee::host;
@@ -71,8 +72,8 @@ pub fn run(settings: &Settings, args: &Seal) -> Result<()> {
         order.policy,
     );
     let document = record.to_json()?;
-    if let (Some(url), Some(token)) = (&args.register, &args.token_file) {
-        register::put(url, token, &sealed.id, &document)?;
+    if let Some(registrar) = &order.registrar {
+        registrar.put(&sealed.id, &document)?;
     }
     let record_file = record_file.map(|file| file.write(&document)).transpose()?;
     let configuration = json!({
@@ -111,6 +112,7 @@ struct Order {
     digests: BTreeMap<u8, LaunchDigest>,
     id: Option<String>,
     scratch: Option<u64>,
+    registrar: Option<Registrar>,
 }
 
 impl Order {
@@ -127,9 +129,10 @@ impl Order {
         if let Some(url) = &args.broker {
             sealed::check_url(url).context("--broker")?;
         }
-        if let Some(url) = &args.register {
-            register::check(url)?;
-        }
+        let registrar = match (&args.register, &args.token_file) {
+            (Some(url), Some(token)) => Some(Registrar::new(url, token, &settings.broker)?),
+            _ => None,
+        };
         let (exec, rules): (Vec<_>, Vec<_>) = args.allow.iter().partition(|rule| **rule == Rule::Exec);
         let values = values(&args.secret, &args.secret_file)?;
         let vcpus = args.vcpus.clone().unwrap_or(1..=settings.vm.max_vcpus);
@@ -149,6 +152,7 @@ impl Order {
             digests: expected(&GuestFiles::open()?, vcpus, cpu, Variant::Linux6_11)?,
             id: args.id.clone(),
             scratch: args.scratch,
+            registrar,
         })
     }
 

@@ -21,7 +21,7 @@ pub mod words;
 use crate::image::Reference;
 use crate::image_file;
 use anyhow::{Context, Result, bail, ensure};
-use disk::{Markers, Tree};
+use disk::{Archive, Markers, Tree};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -116,7 +116,12 @@ impl Contents {
     /// Of an image as it is stored. A registry may have compressed its layer on the way: it is then unpacked into a file without a name in
     /// the directory `scratch`.
     pub fn of_stored(image: &Reference, scratch: &Path) -> Result<Self> {
-        let tree = Tree::from_archives(image.layers(scratch)?, Markers::Shown)?;
+        let layers = image.layers(scratch)?;
+        Self::of_layers(layers).with_context(|| image.to_string())
+    }
+
+    fn of_layers(layers: Vec<Archive>) -> Result<Self> {
+        let tree = Tree::from_archives(layers, Markers::Shown)?;
         let Some(document) = tree.read_file(WORKLOAD, MAX_WORKLOAD)? else {
             bail!("it is not sealed: there is no /{WORKLOAD}")
         };
