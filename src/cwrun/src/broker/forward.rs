@@ -171,7 +171,10 @@ impl Forwarder {
                 Answer::of_ours(421, format!("{url} answers with more than {limit} bytes"))
             }
             error => {
-                let text = error.to_string();
+                let text = match error {
+                    ureq::Error::Io(error) => error.to_string(),
+                    error => error.to_string(),
+                };
                 let text = text.find(" (os error").map_or(&*text, |end| &text[..end]);
                 Answer::of_ours(502, format!("{url} can't be reached: {}", shown(text)))
             }

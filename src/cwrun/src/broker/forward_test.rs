@@ -233,7 +233,7 @@ fn what_goes_wrong_on_the_way_is_a_sentence_and_a_status_that_says_whether_to_tr
         sentence(&upstream(url.clone()), AUTH_REQUEST),
         (
             502,
-            format!("the host's proxy: {url} can't be reached: io: Connection refused")
+            format!("the host's proxy: {url} can't be reached: Connection refused")
         )
     );
     let (port, _told) = serve(|stream, _| {

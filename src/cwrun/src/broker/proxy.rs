@@ -39,6 +39,10 @@ const MAX_STREAMS: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Starts the proxy in this process's cgroup and namespaces. Returns the VMM's end of the line.
+#[allow(
+    clippy::zombie_processes,
+    reason = "it outlives this process, and its next parent waits for it"
+)]
 pub fn start(upstream: &Upstream) -> Result<Line> {
     let (line, end) = Line::pair()?;
     let mut input = File::from(
