@@ -89,6 +89,9 @@ fn what_is_sealed_is_found_and_everything_else_is_not() {
     assert!(find(ordinary.path()).unwrap().is_none());
 }
 
+/// Files of an image by their names, and what is said of them.
+type Damaged<'a> = (&'a [(&'a str, &'a [u8])], &'a str);
+
 #[test]
 fn a_damaged_image_is_an_error_and_never_an_ordinary_one() {
     let (document, disk) = (workload(&[]).to_bytes(), [0; DISK_BYTES as usize]);
@@ -96,7 +99,7 @@ fn a_damaged_image_is_an_error_and_never_an_ordinary_one() {
         sealed: None,
         ..workload(&[])
     };
-    let cases: [(&[(&str, &[u8])], &str); 11] = [
+    let cases: [Damaged<'_>; 11] = [
         (&[(WORKLOAD, &document)], "disk.img: missing"),
         (&[(WORKLOAD, b"{}"), (DISK, &disk)], "missing field"),
         (&[(WORKLOAD, b""), (DISK, &disk)], "not valid"),
