@@ -65,6 +65,11 @@ impl Bed {
         self.dir.join("bin/cwrun")
     }
 
+    /// The key broker, as the workspace's tests have it.
+    pub fn broker(&self) -> PathBuf {
+        self.top.join("target/debug/cwrun-broker")
+    }
+
     /// Directory with the guest's kernels, its initrd and stage0.
     pub fn guest(&self) -> PathBuf {
         self.dir.join("guest")

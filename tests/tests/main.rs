@@ -1,5 +1,6 @@
 //! End-to-end tests, by topic. Each needs a KVM that works and a machine of its own: run them in the testbed.
 
+mod attest;
 mod cache;
 mod cgroup_v1;
 mod confidential;

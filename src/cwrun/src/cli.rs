@@ -106,9 +106,16 @@ pub enum Command {
     Attest(Attest),
     /// Judge evidence by a policy: the exit status is 0 only if it is accepted
     Verify(Verify),
+    /// Make an image that only a confidential guest can open, by a key from its owner's broker
+    Seal(Box<Seal>),
+    /// Say what a sealed image would run, allow and be measured as
+    Inspect(Inspect),
     /// Make and examine encrypted disks
     #[command(subcommand)]
     Disk(Disk),
+    /// Started by cwrun itself: passes a sealed container's requests on to its key broker
+    #[command(hide = true)]
+    BrokerProxy,
 }
 
 /// A container.
@@ -430,6 +437,71 @@ pub struct Verify {
     pub json: bool,
     /// Evidence as `attest` or trustee has it, or the bytes of a report; - for standard input
     pub evidence: PathBuf,
+}
+
+/// `seal`
+#[derive(Debug, Args)]
+pub struct Seal {
+    /// Bundle directory, image (oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG]), or directory with a root file system
+    pub source: String,
+    /// Image to write: oci:DIR[:TAG] or oci-archive:FILE[:TAG]
+    #[arg(short, long, value_name = "IMAGE")]
+    pub output: String,
+    /// Program and arguments, of an image in place of its Cmd
+    #[arg(last = true, value_name = "ARGUMENTS")]
+    pub args: Vec<String>,
+    /// Name of the registration at the broker [default: the source's name and a part of the root hash]
+    #[arg(long, value_name = "NAME")]
+    pub id: Option<String>,
+    /// File for the registration, which holds the key; it must not exist
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    /// Broker to register with
+    #[arg(long, value_name = "URL", requires = "token_file")]
+    pub register: Option<String>,
+    /// File with the broker's admin token
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Where guests find the broker, written into the image; the host may know better
+    #[arg(long, value_name = "URL")]
+    pub broker: Option<String>,
+    /// More clauses for the registration (TOML, or JSON by its name) [default: allow_smt = true]
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// What the host may change: args, cwd, terminal, env:NAME, env:PREFIX*, file:/PATH, exec; may be repeated
+    #[arg(long, value_name = "RULE", value_parser = crate::commands::seal::parse_rule)]
+    pub allow: Vec<crate::commands::seal::Rule>,
+    /// Where a secret goes: NAME=env:VARIABLE or NAME=/PATH[,mode=0400][,owner=UID:GID]; may be repeated
+    #[arg(long, value_name = "NAME=PLACE", value_parser = crate::commands::seal::parse_secret)]
+    pub secret: Vec<crate::commands::seal::SecretArgument>,
+    /// Value of a secret, for the registration; may be repeated
+    #[arg(long, value_name = "NAME=FILE", value_parser = crate::commands::seal::parse_secret_file)]
+    pub secret_file: Vec<(String, PathBuf)>,
+    /// TEE that it has to run in
+    #[arg(long, value_name = "KIND", default_value = "snp")]
+    pub tee: crate::commands::seal::Kind,
+    /// Numbers of vCPUs to run with: one, or a range such as 1..8 [default: 1 to vm.max_vcpus]
+    #[arg(long, value_name = "N", value_parser = crate::commands::measure::parse_vcpus)]
+    pub vcpus: Option<std::ops::RangeInclusive<u8>>,
+    /// CPU model to run on: milan, genoa or turin [default: this machine's]
+    #[arg(long, value_name = "MODEL")]
+    pub cpu: Option<tee::vmsa::CpuModel>,
+    /// How much the workload may write, such as 4GiB [default: a bundle's, or vm.default_scratch]
+    #[arg(long, value_name = "SIZE", value_parser = crate::commands::seal::parse_scratch)]
+    pub scratch: Option<u64>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `inspect`
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// Sealed image (oci:DIR[:TAG], oci-archive:FILE[:TAG]), or directory with its root file system or bundle
+    pub image: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `disk`

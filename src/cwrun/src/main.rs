@@ -5,12 +5,14 @@
 //!                    ──► root_disk the encrypted disk (crate disk), layer by layer (overlay)
 //!                    ──► launch    namespaces, cgroup, hooks, confinement
 //!                    ──► machine   the VMM process: boots (crate vmm) and serves the guest
+//!                    ──► broker    which key broker a sealed container asks, and the way there
 //!                    ──► infra     in its place for a pod's infra container: holds namespaces, without a VM
 //!                    ──► state     what is known between commands
 //!   settings ──► what cwrun.toml sets, read once by the commands that depend on it
 //!   user ──────► whether all this is the system's or one user's
 //! ```
 
+mod broker;
 mod bundle;
 mod cgroup;
 mod channel;
@@ -28,8 +30,10 @@ mod logging;
 mod machine;
 mod mkcw_disk;
 mod network;
+mod output;
 mod overlay;
 mod root_disk;
+mod sealed;
 mod settings;
 mod signal;
 mod signal_fd;
@@ -86,6 +90,9 @@ fn dispatch(cli: &Cli, inherited: &[RawFd]) -> Result<u8> {
         Command::Check(args) => commands::check::run(args),
         Command::Measure(args) => commands::measure::run(&Settings::load()?, args),
         Command::Attest(args) => commands::attest::run(global, args),
+        Command::BrokerProxy => broker::proxy::run(),
+        Command::Seal(args) => commands::seal::run(&Settings::load()?, args),
+        Command::Inspect(args) => commands::inspect::run(&Settings::load()?, args),
         Command::Disk(command) => commands::disk::run(command),
     }?;
     Ok(0)

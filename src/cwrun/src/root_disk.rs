@@ -1,7 +1,7 @@
 //! The container's disks: the converted root file system, and the scratch file.
 //!
 //! ```text
-//!   disk of mkcw ────────────────────────► as it is
+//!   disk of mkcw, sealed disk ───────────► as it is
 //!   overlay mount ──┬─ lower directories ─► cache, one image for each, shared by all containers that have it
 //!                   └─ upper directory ───► an image of this container's own, with no name
 //!   anything else ──────────────────────► cache, one image, found again by a look at every file
@@ -10,6 +10,7 @@
 use crate::bundle::Bundle;
 use crate::mkcw_disk;
 use crate::overlay::Overlay;
+use crate::sealed;
 use crate::settings::{self, Settings};
 use crate::user;
 use anyhow::{Context, Result};
@@ -43,6 +44,16 @@ struct Stack {
     images: Vec<File>,
     keys: Vec<VolumeKey>,
     layers: Vec<Layer>,
+}
+
+impl From<sealed::Image> for RootDisk {
+    fn from(image: sealed::Image) -> Self {
+        Self {
+            images: vec![image.disk],
+            keys: Keys::Broker,
+            root: image.contents.workload.root,
+        }
+    }
 }
 
 impl From<Stack> for RootDisk {
@@ -212,13 +223,23 @@ pub fn scratch(scratch: &Scratch, cache: &settings::Cache) -> Result<Option<File
 
 /// A file of one container. It has no name, so it goes when the VMM does, however that ends.
 fn unnamed_file(cache: &settings::Cache) -> Result<File> {
-    let dir = cache_dir(cache)?.join("scratch");
+    let dir = scratch_dir(cache)?;
     let open = || -> std::io::Result<File> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         Ok(rustix::fs::open(&dir, flags, Mode::RUSR | Mode::WUSR)?.into())
     };
     open().with_context(|| format!("scratch file in {}", dir.display()))
+}
+
+/// The directory of files without names, made if it is missing.
+pub fn scratch_dir(cache: &settings::Cache) -> Result<PathBuf> {
+    let dir = cache_dir(cache)?.join("scratch");
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
+        .with_context(|| format!("scratch file in {}", dir.display()))?;
+    Ok(dir)
 }
 
 /// An error of a conversion into an unnamed file, which says where that file is.

@@ -40,6 +40,8 @@ pub struct Settings {
     pub cache: Cache,
     /// Confidential containers.
     pub tee: Tee,
+    /// Key brokers of sealed containers.
+    pub broker: Broker,
     /// What makes a machine convenient and less safe.
     pub development: Development,
     /// Where these settings are from; none if they are the defaults.
@@ -93,6 +95,24 @@ pub struct Tee {
     pub id_auth: Option<PathBuf>,
 }
 
+/// `[broker]`
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Broker {
+    /// URL of the broker of containers that name none.
+    pub url: Option<String>,
+    /// PEM file with the certificates that brokers are verified by; none for the system's.
+    #[serde(deserialize_with = "directory")]
+    pub ca: Option<PathBuf>,
+    /// URL of the HTTP proxy that brokers are reached through.
+    pub proxy: Option<String>,
+    /// Whether containers and images may name other brokers.
+    pub others: bool,
+    /// Seconds for one request and its answer.
+    #[serde(deserialize_with = "patience")]
+    pub timeout_seconds: u64,
+}
+
 /// `[development]`
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -120,6 +140,18 @@ impl Default for Tee {
             policy: Policy::STRICT.with(Policy::SMT),
             id_block: None,
             id_auth: None,
+        }
+    }
+}
+
+impl Default for Broker {
+    fn default() -> Self {
+        Self {
+            url: None,
+            ca: None,
+            proxy: None,
+            others: true,
+            timeout_seconds: 20,
         }
     }
 }
@@ -244,6 +276,15 @@ fn headroom<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error>
 fn scratch<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     let (least, most) = (Workload::MIN_SCRATCH_BYTES, Workload::MAX_SCRATCH_BYTES);
     between(deserializer, least, most, "4 MiB and 16 TiB")
+}
+
+/// Less than the guest's own patience, which is 30 seconds: it would not hear what went wrong.
+fn patience<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let seconds = u64::deserialize(deserializer)?;
+    match seconds {
+        1..=25 => Ok(seconds),
+        _ => Err(D::Error::custom(format!("{seconds} is not between 1 and 25"))),
+    }
 }
 
 fn directory<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {

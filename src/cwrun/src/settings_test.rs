@@ -21,6 +21,11 @@ fn the_example_shows_every_key_with_its_default() {
         "policy",
         "id_block",
         "id_auth",
+        "url",
+        "ca",
+        "proxy",
+        "others",
+        "timeout_seconds",
         "passphrase_file",
     ];
     assert_eq!(keys, all);
@@ -41,6 +46,7 @@ fn keys_set_what_they_name_and_the_rest_stays() {
             limit: 1 << 40,
         },
         tee: Tee::default(),
+        broker: Broker::default(),
         development: Development::default(),
         file: None,
     };
@@ -59,7 +65,7 @@ fn errors_name_file_line_and_key() {
         ),
         (
             "[disk]\n",
-            "line 1: disk: unknown field `disk`, expected one of `vm`, `cache`, `tee`, `development`",
+            "line 1: disk: unknown field `disk`, expected one of `vm`, `cache`, `tee`, `broker`, `development`",
         ),
         (
             "[vm]\nmax_vcpus = \"4\"\n",

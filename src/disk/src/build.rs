@@ -43,6 +43,9 @@ pub struct Options<'a> {
     pub threads: Option<NonZeroUsize>,
     /// Volume name of the file system and label of the LUKS2 header: up to 15 bytes, empty for none.
     pub label: &'a str,
+    /// Salt of all hashes; a function of the tree where `None`. With one that nobody can guess, a root hash tells nothing about a tree to
+    /// those who have an idea of what might be in it.
+    pub salt: Option<[u8; 32]>,
     /// Called from any of the threads after each part.
     pub progress: Option<&'a (dyn Fn(Progress) + Sync)>,
 }
@@ -76,17 +79,27 @@ pub(crate) fn build(
     unlock: &Unlock,
     options: &Options<'_>,
 ) -> Result<Built, Error> {
-    let built = payload(tree, image, unlock.volume_key(), options)?;
+    let built = payload(tree, image, unlock.volume_key(), options, Place::Image)?;
     luks2::write(image, unlock, &built.layout, options.label)?;
     Ok(built)
 }
 
-/// See [`Tree::build_payload`].
+/// Where in a file the payload goes.
+#[derive(Clone, Copy)]
+pub(crate) enum Place {
+    /// Into an image of its own, behind the place of the header.
+    Image,
+    /// From this many bytes on, by itself.
+    At(u64),
+}
+
+/// See [`Tree::build_payload`] and [`Tree::build_payload_at`].
 pub(crate) fn payload(
     tree: &Tree,
     image: &File,
     key: &VolumeKey,
     options: &Options<'_>,
+    place: Place,
 ) -> Result<Built, Error> {
     if options.label.len() > LONGEST_LABEL || options.label.contains('\0') {
         return Err(Error::Label {
@@ -95,20 +108,31 @@ pub(crate) fn payload(
     }
     let digest = tree.metadata_digest();
     let uuid = uuid(&digest);
-    let salt = derive(b"cwrun verity salt v1\0", &digest);
+    let salt = options
+        .salt
+        .unwrap_or_else(|| derive(b"cwrun verity salt v1\0", &digest));
     let plan = Plan::new(tree, options.label, uuid)?;
     let mut layout = Layout::new(plan.blocks(), salt, [0; 32], uuid);
-    // Emptied first: what the file held before must not shine through the holes of the header.
-    image
-        .set_len(0)
-        .and_then(|()| image.set_len(layout.image_bytes()))
-        .map_err(failed("set the length of"))?;
+    let start = match place {
+        Place::Image => {
+            // Emptied first: what the file held before must not shine through the holes of the header.
+            image
+                .set_len(0)
+                .and_then(|()| image.set_len(layout.image_bytes()))
+                .map_err(failed("set the length of"))?;
+            layout.payload_offset
+        }
+        Place::At(start) => {
+            layout.payload_offset = 0;
+            start
+        }
+    };
     let threads = threads(options.threads, plan.blocks());
     let sink = Sink {
         // A hash block follows each part.
         writer: Writer::new(image, 2 * WAITING_PARTS),
         xts: Xts::new(key.as_bytes()),
-        payload_offset: layout.payload_offset,
+        start,
     };
     let job = Job {
         tree,
@@ -164,7 +188,8 @@ fn failed(action: &'static str) -> impl Fn(std::io::Error) -> Error {
 struct Sink<'a> {
     writer: Writer<'a>,
     xts: Xts,
-    payload_offset: u64,
+    /// Where in the file the payload begins, in bytes.
+    start: u64,
 }
 
 impl Sink<'_> {
@@ -176,7 +201,7 @@ impl Sink<'_> {
     /// Writes what is encrypted.
     fn write(&self, block: u64, data: Vec<u8>) -> Result<(), Error> {
         self.writer
-            .submit(self.payload_offset + block * widen(BLOCK), data)
+            .submit(self.start + block * widen(BLOCK), data)
             .map_err(failed("write"))
     }
 }

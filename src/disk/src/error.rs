@@ -69,6 +69,14 @@ pub enum Error {
         /// Blocks needed.
         blocks: u64,
     },
+    /// A file that is asked for whole and is longer than it may be.
+    #[error("{path:?} is longer than {most} bytes")]
+    Long {
+        /// Full path.
+        path: PathBuf,
+        /// How long it may be.
+        most: usize,
+    },
     /// More entries than the conversion can count.
     #[error("root file system {path:?} has more than 4294967295 entries")]
     TooMany {

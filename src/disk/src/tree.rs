@@ -31,7 +31,7 @@ pub use archive::Archive;
 pub use markers::{Markers, WHITEOUTS};
 pub(crate) use open::Reader;
 
-use crate::build::{self, Built, Options};
+use crate::build::{self, Built, Options, Place};
 use crate::{Error, Unlock, VolumeKey};
 
 /// Index of the top directory's inode.
@@ -194,7 +194,65 @@ impl Tree {
         key: &VolumeKey,
         options: &Options<'_>,
     ) -> Result<Built, Error> {
-        build::payload(self, image, key, options)
+        build::payload(self, image, key, options, Place::Image)
+    }
+
+    /// Converts the tree into the payload alone and writes it into `file` from the byte `start` on, which may be in the midst of
+    /// something else. The layout's `payload_offset` is 0.
+    ///
+    /// # Errors
+    /// Any [`Error`] of reading the tree or writing the file.
+    pub fn build_payload_at(
+        &self,
+        file: &File,
+        start: u64,
+        key: &VolumeKey,
+        options: &Options<'_>,
+    ) -> Result<Built, Error> {
+        build::payload(self, file, key, options, Place::At(start))
+    }
+
+    /// The content of the regular file with this path below the top, or none if there is no such file. Symbolic links are not followed.
+    ///
+    /// # Errors
+    /// [`Error::Long`] for a file of more than `most` bytes, and those of reading the tree.
+    pub fn read_file(&self, path: &str, most: usize) -> Result<Option<Vec<u8>>, Error> {
+        let (Some(inode), Some(size)) = (self.find(path), self.find_file(path)) else {
+            return Ok(None);
+        };
+        let Some(length) = usize::try_from(size).ok().filter(|length| *length <= most) else {
+            return Err(Error::Long {
+                path: self.path(inode),
+                most,
+            });
+        };
+        let mut bytes = vec![0; length]; // at most `most`
+        Reader::new(self).read(inode, 0, &mut bytes)?;
+        Ok(Some(bytes))
+    }
+
+    /// Length in bytes of the regular file with this path below the top, or none if there is no such file.
+    #[must_use]
+    pub fn find_file(&self, path: &str) -> Option<u64> {
+        match self.at(self.find(path)?).kind {
+            Kind::Regular { size } => Some(size),
+            _ => None,
+        }
+    }
+
+    /// The inode that a path leads to from the top, through directories alone.
+    fn find(&self, path: &str) -> Option<u32> {
+        let names = path.split('/').filter(|name| !name.is_empty());
+        names.into_iter().try_fold(ROOT, |at, name| {
+            let Kind::Directory { first, count } = self.at(at).kind else {
+                return None;
+            };
+            let entries = self.entries.get(first..first + count)?;
+            let entry = entries
+                .iter()
+                .find(|entry| self.name(**entry) == name.as_bytes())?;
+            Some(entry.inode)
+        })
     }
 
     /// Names the content of the tree without reading it: a SHA-256 over all metadata and, for regular files, the

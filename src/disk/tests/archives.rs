@@ -70,6 +70,72 @@ fn one_of_everything() {
     assert_same_image(tree.path());
 }
 
+#[test]
+fn a_payload_is_the_same_wherever_it_lies() {
+    use std::os::unix::fs::FileExt as _;
+    let directory = tempfile::tempdir().expect("a directory");
+    source::sample(directory.path());
+    let tree = Tree::scan_as(directory.path(), Markers::Shown).expect("a scan");
+    let key = VolumeKey::generate().expect("a key");
+    let options = Options {
+        salt: Some([7; 32]),
+        ..Options::default()
+    };
+    let [image, file] = [(); 2].map(|()| tempfile::tempfile().expect("a file"));
+    let alone = tree.build_payload(&image, &key, &options).expect("an image");
+    file.write_all_at(b"before", 0).expect("a file");
+    let within = tree
+        .build_payload_at(&file, 1536, &key, &options)
+        .expect("a payload");
+    assert_eq!(within.layout.root_hash, alone.layout.root_hash);
+    assert_eq!((within.layout.salt, within.layout.payload_offset), ([7; 32], 0));
+    assert_ne!(
+        build(&tree).layout.root_hash,
+        alone.layout.root_hash,
+        "another salt"
+    );
+    let read = |file: &File, at: u64| {
+        let mut bytes = vec![0; within.layout.payload_bytes as usize];
+        file.read_exact_at(&mut bytes, at).expect("the payload");
+        bytes
+    };
+    assert!(read(&image, alone.layout.payload_offset) == read(&file, 1536));
+    let mut before = [0; 8];
+    file.read_exact_at(&mut before, 0).expect("what was there");
+    assert_eq!(&before, b"before\0\0");
+}
+
+#[test]
+fn single_files_are_read_whole_and_through_no_link() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let top = directory.path();
+    fs::create_dir(top.join("etc")).expect("a directory");
+    fs::write(top.join("etc/passwd"), "root").expect("a file");
+    std::os::unix::fs::symlink("passwd", top.join("etc/link")).expect("a link");
+    std::os::unix::fs::symlink("etc", top.join("other")).expect("a link");
+    let scanned = Tree::scan_as(top, Markers::Shown).expect("a scan");
+    let unpacked = Tree::from_archives(vec![pack(top)], Markers::Shown).expect("an archive");
+    for tree in [&scanned, &unpacked] {
+        for path in ["/etc/passwd", "etc//passwd"] {
+            assert_eq!(tree.read_file(path, 4).expect("a file"), Some(b"root".to_vec()));
+            assert_eq!(tree.find_file(path), Some(4));
+        }
+        for path in [
+            "/etc/link",
+            "/other/passwd",
+            "/etc",
+            "/",
+            "/none",
+            "/etc/passwd/x",
+        ] {
+            assert_eq!(tree.read_file(path, 4).expect("no file"), None, "{path}");
+            assert_eq!(tree.find_file(path), None, "{path}");
+        }
+        let error = tree.read_file("/etc/passwd", 3).expect_err("a long file");
+        assert!(error.to_string().contains("longer than 3 bytes"), "{error}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 

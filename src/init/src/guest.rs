@@ -12,7 +12,7 @@ use crate::dm::Mapper;
 use crate::failure::{Context as _, Failure, Result};
 use crate::process::Process;
 use crate::session::{Identity, Session, Sockets, open_streams};
-use crate::{account, evidence, kmsg, layers, network, scratch, sys, whiteouts, world};
+use crate::{evidence, kmsg, layers, network, scratch, sealed, sys, whiteouts, world};
 use mkcw::InnerConfig;
 use rustix::event::{Timespec, poll};
 use rustix::time::{ClockId, clock_gettime, clock_settime};
@@ -20,7 +20,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 use workload::protocol::{CONTROL, HOST_CID, Outcome, Request, Setup, ToGuest, ToHost, VERSION};
-use workload::{Environment, Workload};
+use workload::{Environment, Workload, account};
 
 /// Search path of images that set none, as engines have it.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -93,7 +93,7 @@ struct Prepared {
 fn set_up(setup: Setup, phases: &mut Phases) -> Result<Prepared> {
     let Setup {
         workload,
-        environment,
+        mut environment,
         keys,
         unix_time_ns,
         ..
@@ -102,12 +102,22 @@ fn set_up(setup: Setup, phases: &mut Phases) -> Result<Prepared> {
     let mut workload = Workload::from_bytes(&bytes).map_err(|error| Failure::other(error.to_string()))?;
     evidence::check(&bytes, workload.tee)?;
     environment.check().map_err(Failure::other)?;
+    workload
+        .admit(&environment)
+        .map_err(|error| Failure::other(error.to_string()))?;
     set_clock(Duration::from_nanos(unix_time_ns))?;
     let mapper = Mapper::open()?;
     // Side by side: most of both is waiting, for the disk or for the kernel's own threads.
-    let (lower, inner) = thread::scope(|scope| {
+    let ((lower, inner), secrets) = thread::scope(|scope| {
         let scratch = scope.spawn(|| scratch::make(&mapper, &workload.scratch));
-        let lower = layers::activate(&mapper, &workload.root, &keys);
+        let lower = sealed::release(&workload, keys).and_then(|released| {
+            if workload.sealed.is_some() {
+                phases.end("broker");
+            }
+            // Wiped at the end of this: the kernel has them now, and the workload's process starts as a copy of this one.
+            let lower = layers::activate(&mapper, &workload.root, &released.keys)?;
+            Ok((lower, released.secrets))
+        });
         phases.end("layers");
         // A panic there is one here.
         scratch
@@ -116,8 +126,6 @@ fn set_up(setup: Setup, phases: &mut Phases) -> Result<Prepared> {
         phases.end("scratch");
         lower
     })?;
-    // Wiped: the kernel has them now, and the workload's process starts as a copy of this one.
-    drop(keys);
     scratch::overlay(&lower)?;
     whiteouts::show(&lower, workload.readonly_root)?;
     if let Some(inner) = inner {
@@ -126,7 +134,9 @@ fn set_up(setup: Setup, phases: &mut Phases) -> Result<Prepared> {
     phases.end("overlay");
     let sockets = open_streams(0, workload.process.terminal)?;
     phases.end("streams");
+    secrets.give(&mut environment.files, &mut workload.process.env);
     let prepared = prepare_process(&workload, &environment, sockets)?;
+    sealed::wipe(&mut environment.files, &mut workload.process.env);
     phases.end("process");
     let identity = evidence::source(workload.tee)?.map(|reports| Identity {
         workload: bytes,
@@ -142,7 +152,8 @@ fn run_instead(inner: &InnerConfig, process: &mut workload::Process) -> Result<(
         return Err(Failure::other("the disk's configuration names no program to run"));
     }
     let read = |name: &str| Root::open(world::ROOT)?.read_text(name, MAX_ACCOUNTS);
-    let user = account::look_up(&inner.user, &read("/etc/passwd")?, &read("/etc/group")?)?;
+    let user = account::look_up(&inner.user, &read("/etc/passwd")?, &read("/etc/group")?)
+        .map_err(|error| Failure::other(error.to_string()))?;
     process.args = args;
     process.cwd.clone_from(&inner.working_dir);
     process.user = workload::User {

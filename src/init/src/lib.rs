@@ -6,8 +6,9 @@
 //! | `world` | init's own mounts |
 //! | `control` | the stream to the host |
 //! | `evidence` | whether the Workload is the one that a confidential guest was launched for |
+//! | `sealed` | a sealed Workload's keys and secrets, from the key broker |
 //! | `dm`, `layers`, `scratch` | disks: encrypted, verified, mounted, written over |
-//! | `mkcw_disk`, `account` | other people's disks, and the users that they name |
+//! | `mkcw_disk` | other people's disks |
 //! | `whiteouts` | devices 0:0 of an image, which an overlay does not show |
 //! | `ext4`, `trim` | the scratch disk's file system, and its free space |
 //! | `mount` | mounting by descriptor |
@@ -19,7 +20,6 @@
 //! The host is not trusted: what it sends is parsed once, by the `workload` crate, and nothing it says makes init
 //! panic. Every failure reaches it as one sentence; what can't reach it goes to the kernel log, and the guest resets.
 
-mod account;
 mod cgroup;
 mod container;
 mod control;
@@ -37,6 +37,7 @@ mod network;
 mod process;
 mod pump;
 mod scratch;
+mod sealed;
 mod session;
 mod sys;
 mod task;

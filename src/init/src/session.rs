@@ -310,4 +310,4 @@ fn number_inside(pid: i32) -> Option<i32> {
 
 #[cfg(test)]
 #[path = "session_test.rs"]
-mod tests;
+pub(crate) mod tests;

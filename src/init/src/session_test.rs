@@ -279,7 +279,7 @@ fn mount(destination: &str, filesystem: Filesystem, flags: &[MountFlag], options
     }
 }
 
-fn workload(script: &str) -> Workload {
+pub(crate) fn workload(script: &str) -> Workload {
     Workload {
         version: Workload::VERSION,
         root: RootFs::Layers {
@@ -337,6 +337,7 @@ fn workload(script: &str) -> Workload {
         start_hooks: Vec::new(),
         root_propagation: None,
         tee: None,
+        sealed: None,
     }
 }
 

@@ -7,7 +7,7 @@
 //! Canonical form: JSON without white space, object members sorted bytewise, integers only. This is RFC 8785
 //! restricted to documents without floating-point numbers and with ASCII member names.
 
-use crate::{Blob, Capabilities, Hex};
+use crate::{Blob, Capabilities, Hex, Sealed};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,6 +49,9 @@ pub struct Workload {
     /// What the guest must be; a plain one if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tee: Option<Tee>,
+    /// Made and encrypted by its owner, for hosts that are not trusted with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<Sealed>,
 }
 
 /// What a confidential guest must be, and what it lets the host do.
@@ -579,7 +582,7 @@ impl Workload {
         if strings.chain(paths).any(|text| text.contains('\0')) {
             return field("strings", "contain a NUL byte");
         }
-        Ok(())
+        self.sealed.as_ref().map_or(Ok(()), |sealed| sealed.check(self))
     }
 
     /// Upper limit of `root.layers`: more than the 127 that Docker allows an image, and far below overlayfs's 500.
@@ -633,4 +636,4 @@ impl Layer {
 
 #[cfg(test)]
 #[path = "document_test.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -48,6 +48,7 @@ pub(crate) fn sample() -> Workload {
         start_hooks: vec![],
         root_propagation: None,
         tee: None,
+        sealed: None,
     }
 }
 

@@ -3,7 +3,7 @@
 //! It is not part of the container's identity, so to the guest it is hostile input: it can name the machine, supply
 //! small files and directories under fixed rules and describe the network, and it can't change what is executed.
 
-use crate::{Blob, Interface, MountFlag};
+use crate::{Blob, Changes, Interface, MountFlag};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -38,6 +38,9 @@ pub struct Environment {
     /// What hooks in the container find on their standard input: its state as OCI has it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub state: String,
+    /// What the engine wants a sealed Workload to do differently.
+    #[serde(default, skip_serializing_if = "Changes::is_empty")]
+    pub changes: Changes,
 }
 
 /// Limits on all processes of the container together. The engine may change them while these run.

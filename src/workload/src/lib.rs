@@ -11,6 +11,7 @@
 //! This crate does no I/O: documents become bytes and bytes become documents, here and only here, so that both
 //! sides agree on every limit and every check.
 
+pub mod account;
 pub mod bytes;
 pub mod capability;
 pub mod document;
@@ -18,6 +19,7 @@ pub mod environment;
 pub mod network;
 pub mod nonce;
 pub mod protocol;
+pub mod sealed;
 
 pub use bytes::{Blob, Hex, Passphrase, VolumeKey};
 pub use capability::{Capabilities, Capability};
@@ -29,3 +31,4 @@ pub use document::{
 pub use environment::{Environment, InjectedFile, Limits, Volume};
 pub use network::{Interface, Mac, Neighbour, Prefix, Route};
 pub use nonce::{Nonce, NotANonce};
+pub use sealed::{Allow, Changes, Sealed, Secret, SecretPlace};

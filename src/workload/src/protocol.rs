@@ -34,6 +34,8 @@ pub const CONTROL: u32 = 1024;
 /// Port at which a simulated TEE answers: 64 bytes of report data from the guest, then a report of [`REPORT`] bytes from the host.
 /// A real TEE's report comes from its firmware.
 pub const EVIDENCE: u32 = 1025;
+/// Port at which the guest speaks HTTP/1.1 with the key broker: the host passes the bytes on to the broker's URL.
+pub const BROKER: u32 = 1026;
 /// Length of a report, in bytes (AMD 56860 table 23).
 pub const REPORT: usize = 1184;
 /// Longest message in bytes. Room for a large Workload and 4 MiB of injected files in base64.
@@ -161,6 +163,8 @@ pub enum Keys {
         /// Of any of its key slots.
         passphrase: Passphrase,
     },
+    /// The root file system of a sealed Workload: the host has no keys, the guest asks the broker for them.
+    Broker,
 }
 
 /// Guest to host.

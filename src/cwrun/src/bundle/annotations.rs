@@ -13,6 +13,8 @@ pub const HOST_PORTS: &str = "io.cwrun.host-ports";
 pub const TEE: &str = "io.cwrun.tee";
 /// Whether `exec` may run processes in a confidential container: `allow`.
 pub const TEE_EXEC: &str = "io.cwrun.tee.exec";
+/// URL of the key broker that a sealed container asks.
+pub const BROKER: &str = "io.cwrun.broker";
 /// Number of vCPUs.
 pub const KRUN_CPUS: &str = "krun.cpus";
 /// Guest memory in MiB.
@@ -30,8 +32,9 @@ pub const SANDBOX: [(&str, &str); 2] = [
 pub const PODMAN: (&str, &str) = ("io.container.manager", "libpod");
 
 /// All of them, sorted. An engine that gets annotations from strangers should know this list (`features`).
-pub const ALL: [&str; 13] = [
+pub const ALL: [&str; 14] = [
     PODMAN.0,
+    BROKER,
     crate::mkcw_disk::PASSPHRASE_FILE,
     HOST_PORTS,
     SCRATCH,

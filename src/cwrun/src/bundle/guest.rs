@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use oci_spec::runtime::{Linux, LinuxCapabilities, Process as OciProcess};
 use std::collections::{BTreeMap, BTreeSet};
 use workload::{
-    Capabilities, Capability, Environment, Hook, Process, Rlimit, RootFs, RootPropagation, User, Workload,
+    Capabilities, Capability, Changes, Environment, Hook, Process, Rlimit, RootFs, RootPropagation, User,
+    Workload,
 };
 
 /// What of the host's a guest uses.
@@ -77,6 +78,7 @@ pub fn split(
         start_hooks: start_hooks(bundle)?,
         root_propagation: root_propagation(linux.rootfs_propagation().as_deref())?,
         tee: None,
+        sealed: None,
     };
     let environment = Environment {
         id: id.to_owned(),
@@ -87,6 +89,7 @@ pub fn split(
         console_size: console_size(process),
         limits: limits(&linux, sizing)?,
         state: String::new(),
+        changes: Changes::default(),
         interfaces: Vec::new(), // known when the network namespace is
     };
     environment

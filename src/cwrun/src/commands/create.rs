@@ -1,5 +1,6 @@
 //! `create`: from a bundle to a booted guest whose workload has not been started.
 
+use crate::broker::{self, Upstream};
 use crate::bundle::devices::Disk;
 use crate::bundle::host::HostSpec;
 use crate::bundle::sizing::Sizing;
@@ -12,6 +13,7 @@ use crate::machine::stdio::Stdio;
 use crate::machine::{Machine, terminal};
 use crate::network::passt::Passt;
 use crate::root_disk;
+use crate::sealed::{self, rules};
 use crate::settings::Settings;
 use crate::state::{Container, ProcessId, Record, Root, Status};
 use crate::{cgroup, control, guest_files, tee};
@@ -88,7 +90,7 @@ pub fn create(
                 .map(|machine| Role::Vmm(Box::new(machine))),
         });
     let result = result.and_then(|role| {
-        let terminal = matches!(&role, Role::Vmm(machine) if machine.workload.process.terminal);
+        let terminal = matches!(&role, Role::Vmm(machine) if !matches!(machine.stdio, Stdio::Inherited));
         let vmm = launch::launch(&mut container, &host, role, inherited)?;
         write_pid_file(args.pid_file.as_deref(), vmm)?;
         Ok((vmm, terminal))
@@ -156,8 +158,29 @@ fn prepare(
     args: &Create,
     console: Console,
 ) -> Result<Machine> {
-    let chosen = tee::choose(bundle, settings)?;
+    let image = sealed::find(&bundle.rootfs)?;
+    let chosen = match &image {
+        None => tee::choose(bundle, settings)?,
+        Some(image) => Some(tee::of_sealed(bundle, settings, &image.contents)?),
+    };
     let (mut workload, mut environment, shared) = describe(bundle, &args.id, sizing, chosen)?;
+    let mut terminal = workload.process.terminal;
+    if let Some(image) = &image {
+        workload = rules::apply(&workload, &image.contents.workload, &mut environment)?;
+        terminal = environment.changes.terminal.unwrap_or(workload.process.terminal);
+        ensure!(
+            shared.disks.is_empty(),
+            "config.json: linux.devices: no disk of the host is shared with a sealed workload"
+        );
+    }
+    let broker = match &image {
+        None => broker::refuse_unused(bundle).map(|()| None)?,
+        Some(image) => {
+            let hint = image.contents.broker.as_ref();
+            let hint = hint.map(|hint| hint.url.as_str());
+            Some(Upstream::choose(bundle, &settings.broker, hint)?)
+        }
+    };
     if !workload.start_hooks.is_empty() {
         environment.state = state_inside(container).to_string();
     }
@@ -165,8 +188,11 @@ fn prepare(
     let disks = shared.disks.iter().map(Disk::open).collect::<Result<_>>()?;
     let kvm = crate::kvm::open()?;
     guest_files::find()?;
-    let stdio = stdio(workload.process.terminal, args.console_socket.as_deref(), console)?;
-    let disk = phase("convert", || root_disk::obtain(bundle, settings))?;
+    let stdio = stdio(terminal, args.console_socket.as_deref(), console)?;
+    let disk = match image {
+        None => phase("convert", || root_disk::obtain(bundle, settings))?,
+        Some(image) => image.into(),
+    };
     set_root(&mut workload, disk.root)?;
     let debug = tracing::enabled!(target: "cwrun", tracing::Level::DEBUG);
     let start = phase("measure", || {
@@ -187,6 +213,8 @@ fn prepare(
         status: container.status_file()?,
         nics: Vec::new(),
         passt,
+        broker,
+        line: None,
         watch: None,
         volumes: shared.volumes,
         disks,

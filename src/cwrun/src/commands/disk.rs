@@ -2,17 +2,14 @@
 
 use crate::cli::{Disk, DiskBuild, DiskInspect};
 use crate::image::Reference;
-use anyhow::{Context, Result, ensure};
+use crate::output::{Output, directory_of, progress_bar, suffixed};
+use anyhow::{Context, Result};
 use disk::{Inspection, Markers, Options, Progress, Unlock};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use serde_json::json;
-use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 use zeroize::Zeroizing;
 
@@ -78,13 +75,6 @@ fn build(args: &DiskBuild) -> Result<()> {
     writeln!(out, "image bytes  {}", built.image_bytes)?;
     writeln!(out, "seconds      {seconds:.3}")?;
     Ok(())
-}
-
-/// Bytes, rate and time left; on a terminal only, and gone when the work is done.
-fn progress_bar() -> ProgressBar {
-    let template = "{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
-    let style = ProgressStyle::with_template(template).expect("the template is a constant that is tested");
-    ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style)
 }
 
 fn inspect(args: &DiskInspect) -> Result<()> {
@@ -195,72 +185,6 @@ impl KeyFile {
     }
 }
 
-/// An image being made: it has no name until it is complete, so that a killed build leaves nothing.
-struct Output {
-    file: File,
-    path: PathBuf,
-}
-
-impl Output {
-    fn create(path: &Path) -> Result<Self> {
-        let context = || format!("image {}", path.display());
-        ensure!(
-            path.file_name().is_some(),
-            "image {}: not a file name",
-            path.display()
-        );
-        ensure!(!path.is_dir(), "image {} is a directory", path.display());
-        let dir = directory_of(path);
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let file = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR).with_context(context)?;
-        Ok(Self {
-            file: file.into(),
-            path: path.to_owned(),
-        })
-    }
-
-    /// Gives it its name, in place of whatever had it.
-    fn publish(self) -> Result<()> {
-        let aside = suffixed(&self.path, ".cwrun-new");
-        let publish = || -> std::io::Result<()> {
-            match fs::remove_file(&aside) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let unnamed = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-            rustix::fs::linkat(CWD, unnamed, CWD, &aside, AtFlags::SYMLINK_FOLLOW)?;
-            fs::rename(&aside, &self.path)
-        };
-        publish().with_context(|| format!("image {}", self.path.display()))
-    }
-}
-
-/// The directory that a file is in.
-fn directory_of(path: &Path) -> &Path {
-    let parent = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    parent.unwrap_or(Path::new("."))
-}
-
-fn suffixed(path: &Path, suffix: &str) -> PathBuf {
-    let mut name: OsString = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
-}
-
 fn hex<const N: usize>(bytes: &[u8; N]) -> String {
     workload::Hex(*bytes).to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn without_a_terminal_there_is_no_bar() {
-        let bar = progress_bar();
-        assert_eq!(
-            bar.is_hidden(),
-            !std::io::IsTerminal::is_terminal(&std::io::stderr())
-        );
-    }
 }

@@ -17,16 +17,15 @@ use crate::infra;
 use crate::logging::phase;
 use crate::overlay::Overlay;
 use crate::root_disk;
+use crate::sealed::{self, Contents};
 use crate::settings::{MAX_VCPUS, Settings};
 use crate::tee::expected::{GuestFiles, expected};
 use crate::tee::{host, wanted};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use sha2::{Digest as _, Sha384};
-use std::fs::DirBuilder;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::ops::RangeInclusive;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use tee::PAGE_SIZE;
 use tee::appraise::AppraisalPolicy;
@@ -39,11 +38,6 @@ use workload::{Hex, RootFs, TeeKind, Workload};
 
 /// What a launch uses if nothing else is asked for.
 const LAUNCHED: Variant = Variant::Linux6_11;
-/// Where a sealed image has its Workload.
-const SEALED_WORKLOAD: &str = ".cwrun/workload.json";
-/// The longest Workload that is read, in bytes: what fits into a message to a guest.
-const MAX_WORKLOAD: u64 = workload::protocol::MAX_MESSAGE as u64;
-
 /// The command.
 pub fn run(settings: &Settings, args: &Measure) -> Result<()> {
     let guest = GuestFiles::open()?;
@@ -117,6 +111,12 @@ impl Subject {
             dir.display()
         );
         let sizing = Sizing::of(&bundle, settings)?;
+        if let Some(image) = sealed::find(&bundle.rootfs)? {
+            return Ok(Self {
+                vcpus: Some(sizing.vcpus),
+                ..Self::of_sealed(dir.display().to_string(), &image.contents)
+            });
+        }
         let Some(tee) = wanted(&bundle, settings)? else {
             bail!(
                 "bundle {}: it asks for no TEE, so nothing would measure it: set annotation io.cwrun.tee, or tee.kind in cwrun.toml",
@@ -148,12 +148,14 @@ impl Subject {
     }
 
     fn of_image(image: &Reference, settings: &Settings) -> Result<Self> {
-        let bytes = sealed_workload(image, &scratch_dir(settings)?)?;
-        let place = || format!("{image}: /{SEALED_WORKLOAD}");
-        let workload = Workload::from_bytes(&bytes).with_context(place)?;
-        let tee = workload.tee;
-        let tee = tee.with_context(|| format!("{}: names no TEE, so nothing would measure it", place()))?;
-        Ok(Self::new(image.to_string(), &workload, tee.kind))
+        let contents = Contents::of_stored(image, &root_disk::scratch_dir(&settings.cache)?)?;
+        Ok(Self::of_sealed(image.to_string(), &contents))
+    }
+
+    fn of_sealed(source: String, contents: &Contents) -> Self {
+        // None is read that names none.
+        let tee = contents.workload.tee.map_or(TeeKind::Snp, |tee| tee.kind);
+        Self::new(source, &contents.workload, tee)
     }
 
     fn new(source: String, workload: &Workload, tee: TeeKind) -> Self {
@@ -178,40 +180,6 @@ fn of_bundle(bundle: &Bundle, sizing: &Sizing, tee: workload::Tee, settings: &Se
     let disk = phase("convert", || root_disk::obtain(bundle, settings))?;
     create::set_root(&mut workload, disk.root)?;
     Ok(workload)
-}
-
-/// The canonical bytes of the Workload in a sealed image.
-fn sealed_workload(image: &Reference, scratch: &Path) -> Result<Vec<u8>> {
-    let mut found = None;
-    for layer in image.layers(scratch)? {
-        let in_image = || image.to_string();
-        for entry in tar::Archive::new(&layer.file).entries().with_context(in_image)? {
-            let mut entry = entry.with_context(in_image)?;
-            let path = entry.path().with_context(in_image)?.into_owned();
-            if path.strip_prefix(".").unwrap_or(&path) != Path::new(SEALED_WORKLOAD) {
-                continue;
-            }
-            let mut bytes = Vec::new();
-            let length = entry.by_ref().take(MAX_WORKLOAD + 1).read_to_end(&mut bytes)?;
-            ensure!(
-                length as u64 <= MAX_WORKLOAD,
-                "{image}: /{SEALED_WORKLOAD} is longer than {MAX_WORKLOAD} bytes"
-            );
-            found = Some(bytes);
-        }
-    }
-    found.with_context(|| format!("{image}: it is no sealed image: it has no /{SEALED_WORKLOAD}"))
-}
-
-/// Where layers are unpacked.
-fn scratch_dir(settings: &Settings) -> Result<PathBuf> {
-    let dir = root_disk::cache_dir(&settings.cache)?.join("scratch");
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&dir)
-        .with_context(|| dir.display().to_string())?;
-    Ok(dir)
 }
 
 /// All that is printed.
@@ -561,6 +529,6 @@ mod tests {
     fn an_image_that_is_not_sealed_is_no_subject() {
         let dir = tempfile::tempdir().unwrap();
         let image = Reference::parse(&format!("oci:{}", dir.path().display())).unwrap();
-        assert!(sealed_workload(&image, dir.path()).is_err());
+        assert!(Contents::of_stored(&image, dir.path()).is_err());
     }
 }

@@ -12,7 +12,7 @@ use super::blobs::{Blobs, Sha256Digest};
 const PLATFORM: (&str, &str) = ("linux", "amd64");
 
 /// Annotation of a manifest with its tag (annotations.md).
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// Indexes within indexes, at most.
 const MOST_INDEXES: usize = 4;
@@ -23,6 +23,8 @@ pub struct Image {
     pub layers: Vec<Layer>,
     /// Of each layer the digest of its archive without compression.
     pub diff_ids: Vec<Sha256Digest>,
+    /// The document that they are from.
+    pub configuration: Vec<u8>,
 }
 
 /// A layer as it is stored.
@@ -114,7 +116,7 @@ pub fn of_layout(blobs: &Blobs, tag: Option<&str>) -> Result<Image> {
         let (Some(config), Some(layers)) = (document.config, document.layers) else {
             bail!("{name} is neither a manifest nor an index");
         };
-        let config = Sha256Digest::parse(&config.digest)?;
+        let configuration = blobs.digested(&Sha256Digest::parse(&config.digest)?)?;
         let layer = |layer: &Descriptor| {
             let digest = Sha256Digest::parse(&layer.digest)?;
             Ok(Layer {
@@ -124,7 +126,8 @@ pub fn of_layout(blobs: &Blobs, tag: Option<&str>) -> Result<Image> {
         };
         return Ok(Image {
             layers: layers.iter().map(layer).collect::<Result<_>>()?,
-            diff_ids: diff_ids(&blobs.digested(&config)?)?,
+            diff_ids: diff_ids(&configuration)?,
+            configuration,
         });
     }
     bail!("an index lies in more than {MOST_INDEXES} others")
@@ -144,10 +147,12 @@ pub fn of_docker(blobs: &Blobs, tag: Option<&str>) -> Result<Image> {
         saved.len()
     );
     let image = saved.remove(0);
+    let configuration = blobs.document(&image.config)?;
     let layer = |name| Layer { name, digest: None };
     Ok(Image {
         layers: image.layers.into_iter().map(layer).collect(),
-        diff_ids: diff_ids(&blobs.document(&image.config)?)?,
+        diff_ids: diff_ids(&configuration)?,
+        configuration,
     })
 }
 

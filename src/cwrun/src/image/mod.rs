@@ -11,6 +11,7 @@
 mod blobs;
 mod layer;
 mod manifest;
+pub mod write;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -43,6 +44,14 @@ pub struct Reference {
     tag: Option<String>,
 }
 
+/// An image.
+pub struct Stored {
+    /// The lowest first.
+    pub layers: Vec<Archive>,
+    /// Its configuration (config.md), as it is stored.
+    pub configuration: Vec<u8>,
+}
+
 impl Reference {
     /// `None` for what does not begin with the name of a transport, which is the path of a directory.
     pub fn parse(name: &str) -> Option<Self> {
@@ -61,12 +70,22 @@ impl Reference {
         })
     }
 
-    /// Reads the image's layers, the lowest first. Those that are compressed are unpacked into files without a name in the directory `scratch`.
-    pub fn layers(&self, scratch: &Path) -> Result<Vec<Archive>> {
-        self.read(scratch).with_context(|| self.to_string())
+    /// Of the directory or file.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
-    fn read(&self, scratch: &Path) -> Result<Vec<Archive>> {
+    /// Reads the image's layers, the lowest first. Those that are compressed are unpacked into files without a name in the directory `scratch`.
+    pub fn layers(&self, scratch: &Path) -> Result<Vec<Archive>> {
+        Ok(self.read(scratch)?.layers)
+    }
+
+    /// Reads the image, as [`Reference::layers`] does, with its configuration.
+    pub fn read(&self, scratch: &Path) -> Result<Stored> {
+        self.read_all(scratch).with_context(|| self.to_string())
+    }
+
+    fn read_all(&self, scratch: &Path) -> Result<Stored> {
         ensure!(!self.path.as_os_str().is_empty(), "no path");
         let blobs = match self.kind {
             Kind::OciLayout => Blobs::of_directory(&self.path)?,
@@ -81,11 +100,15 @@ impl Reference {
             bail!("the manifest has {layers} layers and the configuration {diff_ids}");
         }
         let layers = image.layers.iter().zip(&image.diff_ids).enumerate();
-        layers
+        let layers = layers
             .map(|(number, (layer, diff_id))| {
                 layer::open(&blobs, layer, diff_id, scratch).with_context(|| format!("layer {}", number + 1))
             })
-            .collect()
+            .collect::<Result<_>>()?;
+        Ok(Stored {
+            layers,
+            configuration: image.configuration,
+        })
     }
 }
 

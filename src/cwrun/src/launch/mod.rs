@@ -27,6 +27,7 @@ pub mod hooks;
 mod namespaces;
 pub mod volumes;
 
+use crate::broker;
 use crate::bundle::host::HostSpec;
 use crate::bundle::mounts::Source;
 use crate::channel::Channel;
@@ -119,6 +120,16 @@ impl Role {
             Self::Vmm(machine) => &machine.volumes,
             Self::Infra(_) => &[],
         }
+    }
+
+    /// Starts what has to be in the container's cgroup and in the namespaces of the runtime.
+    fn start_outside(&mut self) -> Result<()> {
+        if let Self::Vmm(machine) = self
+            && let Some(upstream) = &machine.broker
+        {
+            machine.line = Some(broker::proxy::start(upstream)?);
+        }
+        Ok(())
     }
 
     fn terminal(&self) -> Option<BorrowedFd<'_>> {
@@ -240,13 +251,14 @@ fn intermediate(
     container: &Container,
     host: &HostSpec,
     outside: Namespace,
-    role: Role,
+    mut role: Role,
     mut channel: VmmEnd,
     inherited: &[RawFd],
 ) -> u8 {
     let prepared = (|| -> Result<_> {
         await_go(&mut channel)?;
         confine::close(inherited);
+        role.start_outside()?;
         let early = volumes::detach_early(host, role.volumes())?;
         namespaces::enter(host, || {
             channel.send(&FromVmm::MapUsers)?;

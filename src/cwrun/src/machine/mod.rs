@@ -11,13 +11,14 @@
 //!
 //! The process ends with the workload's exit status, which is how conmon and containerd's shim learn it.
 
-mod landlock;
+pub mod landlock;
 mod monitor;
 pub mod sandbox;
 pub mod stdio;
 pub mod terminal;
 pub mod volumes;
 
+use crate::broker::{Line, Upstream};
 use crate::bundle::mounts::Source;
 use crate::launch::{self, VmmEnd};
 use crate::network::passt::Passt;
@@ -47,6 +48,10 @@ pub struct Machine {
     pub nics: Vec<Nic>,
     /// What leads into the host's network, if that is to be the guest's.
     pub passt: Option<Passt>,
+    /// The key broker, if the Workload is sealed.
+    pub broker: Option<Upstream>,
+    /// What leads there, once the proxy runs.
+    pub line: Option<Line>,
     /// Over the network namespace that the guest's interfaces are from.
     pub watch: Option<LinkWatch>,
     /// Directories of the host, which `environment` describes to the guest.

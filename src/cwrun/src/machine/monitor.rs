@@ -93,9 +93,10 @@ impl Monitor {
         let endpoints = Arc::new(Mutex::new(endpoints));
         let connect = {
             let endpoints = Arc::clone(&endpoints);
-            let evidence = machine.start.evidence;
-            Box::new(move |port| match (port, &evidence) {
-                (protocol::EVIDENCE, Some(evidence)) => evidence.connect(),
+            let (evidence, line) = (machine.start.evidence, machine.line);
+            Box::new(move |port| match port {
+                protocol::EVIDENCE => evidence.as_ref()?.connect(),
+                protocol::BROKER => line.as_ref()?.connect(),
                 // Nobody panics while holding the lock.
                 _ => endpoints.lock().ok()?.remove(&port),
             })

@@ -15,6 +15,7 @@ mod sim;
 
 use crate::bundle::{Bundle, annotations, krun};
 use crate::guest_files;
+use crate::sealed::Contents;
 use crate::settings::{Settings, Tee as TeeSettings};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -81,6 +82,57 @@ fn choose_where(
         ),
     };
     Ok(kind.map(|kind| workload::Tee { kind, exec }))
+}
+
+/// The TEE of a sealed workload, which is the one that its owner demands, or an error where somebody here demands another or it can't be had.
+pub fn of_sealed(bundle: &Bundle, settings: &Settings, contents: &Contents) -> Result<workload::Tee> {
+    let annotated = bundle.annotation(annotations::TEE).map(parse_wish).transpose()?;
+    let sev = krun::sev(bundle)?;
+    // Its parser lets none through without.
+    let demanded = contents
+        .workload
+        .tee
+        .context("the sealed workload names no TEE")?;
+    agree(demanded.kind, annotated, sev.as_deref(), settings.tee.kind)?;
+    if demanded.kind == TeeKind::Snp {
+        host::support().context("the sealed workload demands SEV-SNP, which can't be had here")?;
+    }
+    let exec = bundle
+        .annotation(annotations::TEE_EXEC)
+        .map(|value| value == "allow");
+    ensure!(
+        exec.is_none_or(|exec| exec == demanded.exec),
+        "config.json: annotation {}: the sealed workload says itself whether the host may run more processes in it: {}",
+        annotations::TEE_EXEC,
+        if demanded.exec { "it may" } else { "it may not" }
+    );
+    Ok(demanded)
+}
+
+/// Whether nobody here demands another TEE than a sealed workload does.
+fn agree(demanded: TeeKind, annotated: Option<Wish>, sev: Option<&str>, default: Wish) -> Result<()> {
+    let own = match demanded {
+        TeeKind::Snp => Wish::Snp,
+        TeeKind::Sim => Wish::Sim,
+    };
+    if let Some(wish) = annotated.filter(|wish| ![own, Wish::Auto].contains(wish)) {
+        bail!(
+            "config.json: annotation {}: {:?} is not the TEE that the sealed workload demands, {:?}",
+            annotations::TEE,
+            name(wish),
+            name(own)
+        )
+    }
+    if demanded == TeeKind::Sim {
+        let by = sev.map(str::to_owned).or_else(|| {
+            let by_default = annotated != Some(Wish::Sim) && default == Wish::Snp;
+            by_default.then(|| "cwrun.toml: tee.kind".to_owned())
+        });
+        if let Some(by) = by {
+            bail!("{by}: SEV-SNP is demanded, and the workload is sealed for a simulated TEE");
+        }
+    }
+    Ok(())
 }
 
 fn parse_wish(text: &str) -> Result<Wish> {

@@ -193,3 +193,32 @@ fn an_identity_block_reaches_the_firmware_as_it_is_and_the_reports() {
         assert_eq!(author_key != KeyDigest([0; 48]), author);
     }
 }
+
+#[test]
+fn a_sealed_workload_gets_the_tee_that_it_demands_or_none_at_all() {
+    use TeeKind::{Sim, Snp};
+    let no = None;
+    for (kind, annotated, default) in [
+        (Snp, no, Wish::None),
+        (Snp, Some(Wish::Snp), Wish::Snp),
+        (Snp, Some(Wish::Auto), Wish::None),
+        (Snp, no, Wish::Sim),
+        (Sim, no, Wish::None),
+        (Sim, Some(Wish::Sim), Wish::Snp),
+        (Sim, Some(Wish::Auto), Wish::Auto),
+    ] {
+        agree(kind, annotated, None, default).unwrap();
+    }
+    for (kind, annotated, sev, default, by) in [
+        (Snp, Some(Wish::None), None, Wish::None, "io.cwrun.tee: \"none\""),
+        (Snp, Some(Wish::Sim), None, Wish::None, "io.cwrun.tee: \"sim\""),
+        (Sim, Some(Wish::Snp), None, Wish::None, "io.cwrun.tee: \"snp\""),
+        (Sim, Some(Wish::None), None, Wish::None, "io.cwrun.tee: \"none\""),
+        (Sim, no, None, Wish::Snp, "cwrun.toml: tee.kind"),
+        (Sim, Some(Wish::Auto), None, Wish::Snp, "cwrun.toml: tee.kind"),
+        (Sim, Some(Wish::Sim), Some("flavor"), Wish::None, "flavor"),
+    ] {
+        let error = format!("{:#}", agree(kind, annotated, sev, default).unwrap_err());
+        assert!(error.contains(by), "{error}");
+    }
+}

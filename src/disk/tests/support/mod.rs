@@ -47,7 +47,7 @@ impl Image {
         let options = Options {
             threads: NonZero::new(threads),
             label: "test",
-            progress: None,
+            ..Options::default()
         };
         let built = tree.build(&file, &unlock, &options).expect("a conversion");
         Self {

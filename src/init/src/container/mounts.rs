@@ -15,6 +15,9 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use workload::{Filesystem, InjectedFile, Mount, MountFlag, Volume};
 
+/// Bytes that injected files may grow by, all together, with what the file system needs for itself.
+const FILES_ROOM: usize = 16 << 20;
+
 /// Mounts the entries of `mounts`, and the volumes where they belong between them.
 pub fn mount_all(root: &Root, entries: &[Mount], volumes: &[Volume]) -> Result<()> {
     let mut volumes = volumes.iter().peekable();
@@ -233,9 +236,10 @@ pub fn inject(root: &Root, store: &str, files: &[InjectedFile]) -> Result<()> {
         return Ok(());
     }
     // Room for what they are and for what a workload may write to them.
+    let length: usize = files.iter().map(|file| file.content.0.len()).sum();
     let tmpfs = NewFs::open("tmpfs")?
         .source("files")?
-        .set("size=16m")?
+        .set(&format!("size={}", length + FILES_ROOM))?
         .set("mode=0755")?
         .mount(MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV)?
         .attach_at(store)?;

@@ -352,5 +352,6 @@ fn workload(script: &str, layers: Vec<Layer>) -> Workload {
         start_hooks: Vec::new(),
         root_propagation: None,
         tee: None,
+        sealed: None,
     }
 }

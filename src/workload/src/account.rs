@@ -1,12 +1,22 @@
 //! Users and groups by name, as an image's `User` has them: looked up in the container's own `/etc/passwd` and `/etc/group`
 //! (passwd(5), group(5)).
 
-use crate::failure::{Failure, Result};
-use workload::User;
+use crate::User;
+
+/// A name that nobody has.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unknown {
+    /// A user's.
+    #[error("user {0:?} is not in /etc/passwd")]
+    User(String),
+    /// A group's.
+    #[error("group {0:?} is not in /etc/group")]
+    Group(String),
+}
 
 /// The user that `text` names: `name`, `name:group`, or numbers in either place; empty for root. A user by name brings the
 /// groups that list it; a number that nobody has is itself, with group 0.
-pub fn look_up(text: &str, passwd: &str, group: &str) -> Result<User> {
+pub fn look_up(text: &str, passwd: &str, group: &str) -> Result<User, Unknown> {
     let (name, wanted_group) = match text.split_once(':') {
         Some((name, group)) => (name, Some(group)),
         None => (text, None),
@@ -21,7 +31,7 @@ pub fn look_up(text: &str, passwd: &str, group: &str) -> Result<User> {
     let (login, uid, gid) = match (account, number) {
         (Some((login, uid, gid)), _) => (Some(login), uid, gid),
         (None, Some(uid)) => (None, uid, 0),
-        (None, None) => return Err(Failure::other(format!("user {name:?} is not in /etc/passwd"))),
+        (None, None) => return Err(Unknown::User(name.to_owned())),
     };
     // name:password:GID:members
     let groups = || {
@@ -32,7 +42,7 @@ pub fn look_up(text: &str, passwd: &str, group: &str) -> Result<User> {
         Some(wanted) => {
             let known = groups().find(|(name, ..)| *name == wanted).map(|(_, gid, _)| gid);
             let gid = known.or_else(|| wanted.parse().ok());
-            let missing = || Failure::other(format!("group {wanted:?} is not in /etc/group"));
+            let missing = || Unknown::Group(wanted.to_owned());
             (gid.ok_or_else(missing)?, Vec::new())
         }
         None => {
@@ -50,6 +60,14 @@ pub fn look_up(text: &str, passwd: &str, group: &str) -> Result<User> {
         additional_gids,
         umask: None,
     })
+}
+
+/// The home directory of a user by number, if `passwd` has one.
+pub fn home(uid: u32, passwd: &str) -> Option<&str> {
+    let home = |fields: Vec<_>| Some((fields.get(2).copied()?, fields.get(5).copied()?));
+    let mut homes = lines(passwd).filter_map(home);
+    let (_, home) = homes.find(|(number, _): &(&str, &str)| number.parse() == Ok(uid))?;
+    home.starts_with('/').then_some(home)
 }
 
 fn lines(file: &str) -> impl Iterator<Item = Vec<&str>> {
@@ -80,8 +98,16 @@ mod tests {
     }
 
     #[test]
+    fn homes_are_found_by_number() {
+        assert_eq!(home(0, PASSWD), Some("/root"));
+        assert_eq!(home(65534, PASSWD), Some("/"));
+        assert_eq!(home(7, PASSWD), None);
+        assert_eq!(home(1, "a:x:1:1::relative:\n"), None);
+    }
+
+    #[test]
     fn unknown_names_are_errors() {
-        let message = |text| look_up(text, PASSWD, GROUP).unwrap_err().message;
+        let message = |text| look_up(text, PASSWD, GROUP).unwrap_err().to_string();
         assert_eq!(message("ghost"), "user \"ghost\" is not in /etc/passwd");
         assert_eq!(message("root:ghosts"), "group \"ghosts\" is not in /etc/group");
         assert!(look_up("-1", PASSWD, GROUP).is_err());
