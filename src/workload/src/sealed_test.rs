@@ -307,6 +307,7 @@ fn what_is_not_allowed_is_an_error_that_names_it() {
         (
             Environment {
                 volumes: vec![Volume {
+                    name: "data".into(),
                     tag: Volume::tag(0),
                     destination: "/data".into(),
                     after: 0,
