@@ -41,6 +41,16 @@ impl Bundle {
         bundle
     }
 
+    /// Another bundle with the same configuration.
+    pub fn copy(&self) -> Self {
+        let bundle = Self {
+            dir: bed().scratch(),
+            config: self.config.clone(),
+        };
+        bundle.write();
+        bundle
+    }
+
     /// Changes the configuration.
     pub fn with(mut self, change: impl FnOnce(&mut Value)) -> Self {
         change(&mut self.config);

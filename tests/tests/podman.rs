@@ -14,8 +14,8 @@ pub const IMAGE: &str = "localhost/e2e-busybox";
 
 /// podman on the bed's own storage. Nothing of a container may be left when it is dropped.
 pub struct Podman {
-    // Dropped last, when podman has been told to remove everything.
-    _cwrun: Cwrun,
+    /// Dropped last, when podman has been told to remove everything.
+    pub cwrun: Cwrun,
 }
 
 impl Podman {
@@ -43,7 +43,7 @@ impl Podman {
                 .finish()
                 .ok();
         });
-        Self { _cwrun: Cwrun::new() }
+        Self { cwrun: Cwrun::new() }
     }
 
     /// podman with cwrun.

@@ -43,7 +43,7 @@ fn holds(file: &File, needle: &[u8]) -> bool {
 }
 
 /// Files below the directories, and those without a name on the same file system that these processes hold open.
-fn searched(dirs: &[&Path], pids: &[i32]) -> Vec<PathBuf> {
+pub(crate) fn searched(dirs: &[&Path], pids: &[i32]) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = dirs
         .iter()
         .flat_map(|dir| host::tree(dir))
@@ -66,7 +66,7 @@ fn searched(dirs: &[&Path], pids: &[i32]) -> Vec<PathBuf> {
     found
 }
 
-fn found_in(files: &[PathBuf], needle: &[u8]) -> Vec<PathBuf> {
+pub(crate) fn found_in(files: &[PathBuf], needle: &[u8]) -> Vec<PathBuf> {
     let holding = files.iter().filter(|path| {
         holds(
             &File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())),
