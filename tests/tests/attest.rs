@@ -73,6 +73,22 @@ impl Broker {
         Self { child, url, verdicts }
     }
 
+    /// Puts a registration into its store.
+    fn register(&self, id: &str, record: &serde_json::Value) {
+        let address = self.url.strip_prefix("http://").expect("plain HTTP");
+        let mut stream = TcpStream::connect(address).expect("the broker listens");
+        let body = record.to_string();
+        let request = format!(
+            "PUT /admin/v0/workloads/{id} HTTP/1.1\r\nHost: broker\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        assert!(answer.starts_with("HTTP/1.1 20"), "{answer}");
+    }
+
     /// Event, outcome and clause of the last decision.
     fn last_verdict(&self) -> [String; 3] {
         let text = fs::read_to_string(&self.verdicts).expect("the broker writes it");
@@ -174,6 +190,20 @@ fn a_sealed_workload_gets_its_key_and_its_secrets_from_its_broker_and_from_no_ot
     let done = cwrun.run("c", &bundle).deadline(180).finish().expect(7);
     assert_eq!(done.text(), "a word\na private key\n440:5\ntmpfs\n");
     assert_eq!(broker.last_verdict(), ["resource", "released", ""]);
+    // A secret that is not the owner's is none, whoever put it there.
+    let mut record: serde_json::Value =
+        serde_json::from_slice(&fs::read(cwrun.path("e2e-1-record")).expect("seal writes it"))
+            .expect("it is JSON");
+    record["secrets"]["tls.key"] = "YSBwcml2YXRlIGtlego=".into();
+    broker.register("e2e-1", &record);
+    let other = cwrun.run("c", &bundle).deadline(180).finish().expect(1);
+    assert!(
+        other
+            .stderr
+            .contains("the secret tls.key is not the one that the workload was sealed with"),
+        "{}",
+        other.stderr
+    );
     // Another one accepts the same evidence and has no such workload.
     let other = Broker::start(&cwrun.path("other"));
     let bundle = bundle.annotation("io.cwrun.broker", &other.url);
@@ -325,11 +355,7 @@ fn podman_runs_a_sealed_image_and_changes_nothing_of_it() {
             .chain(args)
             .copied()
             .collect();
-        podman
-            .command(&words)
-            .dir(&cwrun.path(""))
-            .deadline(180)
-            .finish()
+        podman.command(&words).dir(&cwrun.path("")).deadline(180).finish()
     };
     let done = run(&[], &[]).expect(7);
     assert_eq!(done.text(), "a word\na private key\n440:5\ntmpfs\n");

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! SECURITY: the host carries the bytes. It learns nothing from them, since they are encrypted to a key that this guest draws and the report
-//! vouches for. It can keep them back, or put others in their place: a wrong volume key opens no disk that the Workload names, but a
-//! secret may be one of the host's making, and says nothing of where it comes from.
+//! vouches for. It can keep them back, or put others in their place: a wrong volume key opens no disk that the Workload names, and what a
+//! secret must be is told by a MAC under that key. One that was sealed without a value has none, and may be one of the host's making.
 
 use crate::evidence::Source;
 use crate::failure::{Failure, Result};
@@ -95,10 +95,17 @@ fn ask<S: Surroundings>(
             .resource(&resource)
             .map_err(|error| Failure::other(error.to_string()))
     };
-    let keys = volume_keys(&workload.root, &get("key", "disk")?)?;
+    let disk_key = get("key", "disk")?;
+    let keys = volume_keys(&workload.root, &disk_key)?;
     let mut secrets = Secrets::default();
     for secret in &sealed.secrets {
         let content = get("secret", &secret.name)?;
+        if !secret.admits(&disk_key, &content) {
+            return Err(Failure::other(format!(
+                "the secret {} is not the one that the workload was sealed with: somebody between the owner's broker and this guest has put another in its place, or the owner has",
+                secret.name
+            )));
+        }
         secrets.place(&secret.name, &secret.place, content)?;
     }
     Ok(Released { keys, secrets })

@@ -125,10 +125,12 @@ fn workloads() -> [Workload; 2] {
                 Secret {
                     name: "tls.key".into(),
                     place: file(),
+                    mac: None,
                 },
                 Secret {
                     name: "token".into(),
                     place: variable(),
+                    mac: None,
                 },
             ],
         }),

@@ -10,9 +10,12 @@
 //! sealed Workload but what is written here: names of the machine, its network, the few files that every engine supplies, and what the
 //! owner allowed by name.
 
+use crate::Hex;
 use crate::document::{DeviceKind, Error, Process, RootFs, Workload};
 use crate::environment::Environment;
+use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde::{Deserialize, Serialize};
+use sha2::Sha256;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
@@ -53,6 +56,35 @@ pub struct Secret {
     pub name: String,
     /// Where the workload finds it.
     pub place: SecretPlace,
+    /// What tells the owner's value from any other ([`Secret::mac_of`]). Without one the value may change, and may be the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Hex<32>>,
+}
+
+impl Secret {
+    /// HMAC-SHA-256 under the resource `key/disk`, of `cwrun secret 1`, the name and the value, with a zero byte between them.
+    ///
+    /// SECURITY: values are encrypted to the guest, which anybody can do. The key is bound to the Workload's root hash, so that the host has none
+    /// which opens the disk; who has it can tell others from the owner's. Whoever reads the Workload learns nothing of the value from this.
+    pub fn mac_of(disk_key: &[u8], name: &str, value: &[u8]) -> Hex<32> {
+        Hex(code(disk_key, name, value).finalize().into_bytes().into())
+    }
+
+    /// Whether this may be its value.
+    pub fn admits(&self, disk_key: &[u8], value: &[u8]) -> bool {
+        let code = code(disk_key, &self.name, value);
+        self.mac.is_none_or(|mac| code.verify_slice(&mac.0).is_ok())
+    }
+}
+
+fn code(disk_key: &[u8], name: &str, value: &[u8]) -> Hmac<Sha256> {
+    let mut code = Hmac::<Sha256>::new_from_slice(disk_key).expect("HMAC takes keys of any length");
+    for part in [b"cwrun secret 1", name.as_bytes()] {
+        code.update(part);
+        code.update(&[0]);
+    }
+    code.update(value);
+    code
 }
 
 /// Where a secret goes. It never goes to a disk.

@@ -28,16 +28,20 @@ fn sealed() -> Workload {
                         uid: 33,
                         gid: 33,
                     },
+                    mac: Some(Secret::mac_of(&DISK_KEY, "tls.key", b"a private key")),
                 },
                 Secret {
                     name: "token".into(),
                     place: SecretPlace::Variable { name: "TOKEN".into() },
+                    mac: None,
                 },
             ],
         }),
         ..sample()
     }
 }
+
+const DISK_KEY: [u8; 64] = [7; 64];
 
 fn of(workload: &mut Workload) -> &mut Sealed {
     workload.sealed.as_mut().unwrap()
@@ -69,7 +73,7 @@ fn being_sealed_is_part_of_the_identity_and_has_one_form() {
     let text = String::from_utf8(bytes).unwrap();
     assert!(
         text.contains(
-            r#""sealed":{"allow":["args","env:KUBERNETES_*","env:LANG","file:/etc/nginx/site.conf"],"id":"nginx-1","secrets":[{"name":"tls.key","place":{"gid":33,"kind":"file","mode":256,"path":"/run/secrets/tls.key","uid":33}},{"name":"token","place":{"kind":"variable","name":"TOKEN"}}]}"#
+            r#""sealed":{"allow":["args","env:KUBERNETES_*","env:LANG","file:/etc/nginx/site.conf"],"id":"nginx-1","secrets":[{"mac":"f77bece2937614cd26fc5224fdcdf5216b8e3f9cfc847ebcdf44dcde88498346","name":"tls.key","place":{"gid":33,"kind":"file","mode":256,"path":"/run/secrets/tls.key","uid":33}},{"name":"token","place":{"kind":"variable","name":"TOKEN"}}]}"#
         ),
         "{text}"
     );
@@ -356,4 +360,30 @@ proptest! {
             prop_assert_ne!(other, sealed());
         }
     }
+}
+
+/// By Python: `hmac.new(bytes([7]*64), b"cwrun secret 1\0tls.key\0a private key", "sha256").hexdigest()`.
+const MAC: &str = "f77bece2937614cd26fc5224fdcdf5216b8e3f9cfc847ebcdf44dcde88498346";
+
+#[test]
+fn a_secret_is_the_owners_or_none() {
+    let mut workload = sealed();
+    let [key, token] = &of(&mut workload).secrets[..] else {
+        panic!("two secrets");
+    };
+    assert_eq!(key.mac.unwrap().to_string(), MAC);
+    assert!(key.admits(&DISK_KEY, b"a private key"));
+    for (disk_key, value) in [
+        (DISK_KEY, &b"another key"[..]),
+        (DISK_KEY, b""),
+        ([8; 64], b"a private key"),
+    ] {
+        assert!(!key.admits(&disk_key, value));
+    }
+    let elsewhere = Secret {
+        name: "tls.kez".into(),
+        ..key.clone()
+    };
+    assert!(!elsewhere.admits(&DISK_KEY, b"a private key"));
+    assert!(token.admits(&DISK_KEY, b"anything"), "sealed without a value");
 }

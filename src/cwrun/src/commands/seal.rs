@@ -60,7 +60,7 @@ pub fn run(settings: &Settings, args: &Seal) -> Result<()> {
     let source = Source::open(&args.source, &args.args, &directory, settings)?;
     let key = VolumeKey::generate()?;
     let built = convert(&source, &draft, &key)?;
-    let workload = order.seal(source.workload, &built, &args.source)?;
+    let workload = order.seal(source.workload, &built, &key, &args.source)?;
     let layer = finish_layer(&draft, &built, &workload, args.broker.as_deref())?;
     let sealed = workload.sealed.as_ref().context("the workload is sealed")?;
     let record = Record::new(
@@ -157,7 +157,7 @@ impl Order {
     }
 
     /// The Workload as it will run.
-    fn seal(&self, mut workload: Workload, built: &Built, source: &str) -> Result<Workload> {
+    fn seal(&self, mut workload: Workload, built: &Built, key: &VolumeKey, source: &str) -> Result<Workload> {
         let layout = &built.layout;
         workload.root = RootFs::Layers {
             layers: vec![Layer {
@@ -179,7 +179,13 @@ impl Order {
             workload.scratch = Scratch::Disk { bytes };
         }
         let user = workload.process.user.clone();
-        let secrets = self.secrets.iter().map(|secret| secret.for_user(&user));
+        let secrets = self.secrets.iter().map(|secret| Secret {
+            mac: self
+                .values
+                .get(&secret.name)
+                .map(|value| Secret::mac_of(key.as_bytes(), &secret.name, value.as_bytes())),
+            ..secret.for_user(&user)
+        });
         workload.sealed = Some(Sealed {
             id: self
                 .id
@@ -212,7 +218,7 @@ fn values(secrets: &[SecretArgument], files: &[(String, PathBuf)]) -> Result<Sec
     }
     for secret in secrets.iter().filter(|secret| !values.contains_key(&secret.name)) {
         tracing::warn!(
-            "secret {}: without --secret-file {}=FILE the registration has no value for it, and the workload will not start",
+            "secret {}: without --secret-file {}=FILE the registration has no value for it, and the workload will not start until it has one; nothing then tells the owner's value from another",
             secret.name,
             secret.name
         );
@@ -488,6 +494,7 @@ impl SecretArgument {
         Secret {
             name: self.name.clone(),
             place,
+            mac: None,
         }
     }
 }

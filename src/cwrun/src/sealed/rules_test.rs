@@ -272,6 +272,7 @@ fn what_differs_is_refused_by_name_unless_a_rule_allows_it() {
             place: SecretPlace::Variable {
                 name: "TOKEN".to_owned(),
             },
+            mac: None,
         });
         let error = run(&config, &sealed).expect_err(pointer);
         assert!(

@@ -160,13 +160,17 @@ fn exec(workload: &Workload) -> bool {
 }
 
 fn secret(secret: &Secret) -> String {
+    let value = match secret.mac {
+        Some(_) => "with the value it was sealed with",
+        None => "with any value",
+    };
     match &secret.place {
         SecretPlace::File { path, mode, uid, gid } => {
             format!(
-                "{} in the file {path:?}, mode {mode:04o}, owner {uid}:{gid}",
+                "{} in the file {path:?}, mode {mode:04o}, owner {uid}:{gid}, {value}",
                 secret.name
             )
         }
-        SecretPlace::Variable { name } => format!("{} in the variable {name}", secret.name),
+        SecretPlace::Variable { name } => format!("{} in the variable {name}, {value}", secret.name),
     }
 }
