@@ -219,6 +219,9 @@ fn a_sealed_workload_gets_its_key_and_its_secrets_from_its_broker_and_from_no_ot
     assert!(cwrun.state("c").is_none(), "nothing is left of it");
 }
 
+/// To a configuration.
+type Change = dyn Fn(&mut serde_json::Value);
+
 /// What the host may try with a sealed image that it has, and the word by which everybody is told why it gets nowhere.
 #[test]
 #[ignore = "needs KVM: run in the testbed"]
@@ -239,7 +242,7 @@ fn what_a_host_tries_with_a_sealed_image_is_refused_by_name() {
                 .push(value.clone());
         }
     };
-    let cases: [(&str, Box<dyn Fn(&mut serde_json::Value)>); 5] = [
+    let cases: [(&str, Box<Change>); 5] = [
         ("process.args", Box::new(push("/process/args", "more".into()))),
         (
             "process.env",
