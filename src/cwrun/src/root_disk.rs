@@ -74,23 +74,28 @@ impl Stack {
             .map_or(0, |layer| layer.crypt.offset + layer.crypt.length);
         self.images.push(image);
         self.keys.push(VolumeKey::from_bytes(*key.as_bytes()));
-        self.layers.push(Layer {
-            crypt: Crypt {
-                offset: end + layout.payload_offset,
-                length: layout.payload_bytes,
-                sector_size: layout.sector_size,
-            },
-            verity: Verity {
-                data_blocks: layout.data_blocks,
-                hash_start_block: layout.hash_tree_offset / 4096,
-                salt: Hex(layout.salt),
-                root_hash: Hex(layout.root_hash),
-            },
-        });
+        self.layers.push(layer(layout, end));
     }
 
     fn push_entry(&mut self, entry: Entry) {
         self.push(entry.image, &entry.key, &entry.layout);
+    }
+}
+
+/// What a guest needs to know of an image that begins at this byte of its disk.
+pub fn layer(layout: &disk::Layout, start: u64) -> Layer {
+    Layer {
+        crypt: Crypt {
+            offset: start + layout.payload_offset,
+            length: layout.payload_bytes,
+            sector_size: layout.sector_size,
+        },
+        verity: Verity {
+            data_blocks: layout.data_blocks,
+            hash_start_block: layout.hash_tree_offset / 4096,
+            salt: Hex(layout.salt),
+            root_hash: Hex(layout.root_hash),
+        },
     }
 }
 

@@ -13,6 +13,7 @@ use crate::cli::Seal;
 use crate::image::Reference;
 use crate::image::write::{Draft, TAR_BLOCK, TAR_END, header, write_member};
 use crate::output::{Output, directory_of, progress_bar};
+use crate::root_disk;
 use crate::sealed::record::{Record, Secrets};
 use crate::sealed::register::Registrar;
 use crate::sealed::source::Source;
@@ -34,10 +35,7 @@ use std::time::Instant;
 use tee::launch::LaunchDigest;
 use tee::vmsa::Variant;
 use workload::sealed::{MAX_SECRETS, is_id};
-use workload::{
-    Allow, Crypt, Hex, Layer, Passphrase, RootFs, Scratch, Sealed, Secret, SecretPlace, TeeKind, Verity,
-    Workload,
-};
+use workload::{Allow, Hex, Passphrase, RootFs, Scratch, Sealed, Secret, SecretPlace, TeeKind, Workload};
 
 /// How old everything in an image is: the same input gives the same image.
 const CREATED: &str = "1970-01-01T00:00:00Z";
@@ -160,19 +158,7 @@ impl Order {
     fn seal(&self, mut workload: Workload, built: &Built, key: &VolumeKey, source: &str) -> Result<Workload> {
         let layout = &built.layout;
         workload.root = RootFs::Layers {
-            layers: vec![Layer {
-                crypt: Crypt {
-                    offset: layout.payload_offset,
-                    length: layout.payload_bytes,
-                    sector_size: layout.sector_size,
-                },
-                verity: Verity {
-                    data_blocks: layout.data_blocks,
-                    hash_start_block: layout.hash_tree_offset / 4096,
-                    salt: Hex(layout.salt),
-                    root_hash: Hex(layout.root_hash),
-                },
-            }],
+            layers: vec![root_disk::layer(layout, 0)],
         };
         workload.tee = Some(self.tee);
         if let Some(bytes) = self.scratch {
