@@ -178,3 +178,7 @@ impl Exchange for Request<'_> {
 #[cfg(test)]
 #[path = "fs_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "fs_fuzz_test.rs"]
+mod fuzz_tests;

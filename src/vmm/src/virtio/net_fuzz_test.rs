@@ -19,7 +19,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::virtio::testing::{Driver, INDIRECT, NEXT, WRITE, memory};
+use crate::virtio::testing::{Choices, Driver, INDIRECT, NEXT, WRITE, memory};
 
 const SIZE: u16 = 256;
 const RINGS: [u64; 2] = [0x10_0000, 0x20_0000];
@@ -29,44 +29,6 @@ const ARENA: u64 = 0x100_0000;
 const ARENA_BYTES: u64 = 1 << 18;
 const PAGE: u64 = 4096;
 const MEMORY_BYTES: u64 = 64 << 20;
-
-/// xorshift64*.
-struct Choices(u64);
-
-impl Choices {
-    fn new() -> Choices {
-        let now = || {
-            std::time::UNIX_EPOCH
-                .elapsed()
-                .map_or(1, |now| now.as_nanos() as u64)
-        };
-        let seed = std::env::var("CWRUN_SEED")
-            .ok()
-            .and_then(|text| text.parse().ok());
-        let seed = seed.unwrap_or_else(now);
-        eprintln!("CWRUN_SEED={seed}");
-        Choices(seed | 1)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        (self.next() >> 8) % limit
-    }
-
-    fn one_in(&mut self, count: u64) -> bool {
-        self.below(count) == 0
-    }
-
-    fn bytes(&mut self, length: u64) -> Vec<u8> {
-        (0..length).map(|_| self.next() as u8).collect()
-    }
-}
 
 /// The other end of the wire.
 enum Far {

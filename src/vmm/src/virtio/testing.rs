@@ -125,3 +125,41 @@ impl Driver {
         bytes
     }
 }
+
+/// What a fuzzer chooses: xorshift64* from a seed that it says, or that `CWRUN_SEED` gives it.
+pub struct Choices(u64);
+
+impl Choices {
+    pub fn new() -> Choices {
+        let now = || {
+            std::time::UNIX_EPOCH
+                .elapsed()
+                .map_or(1, |now| now.as_nanos() as u64)
+        };
+        let seed = std::env::var("CWRUN_SEED")
+            .ok()
+            .and_then(|text| text.parse().ok());
+        let seed = seed.unwrap_or_else(now);
+        eprintln!("CWRUN_SEED={seed}");
+        Choices(seed | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    pub fn below(&mut self, limit: u64) -> u64 {
+        (self.next() >> 8) % limit
+    }
+
+    pub fn one_in(&mut self, count: u64) -> bool {
+        self.below(count) == 0
+    }
+
+    pub fn bytes(&mut self, length: u64) -> Vec<u8> {
+        (0..length).map(|_| self.next() as u8).collect()
+    }
+}
