@@ -344,7 +344,8 @@ fn links_lead_nowhere_on_the_host() {
 #[ignore = "needs KVM: run in the testbed"]
 fn a_large_file_arrives_whole_both_ways() {
     let shared = Shared::new();
-    let bytes = pattern::bytes(64 << 20);
+    let mib = e2e::rounds(16, 64);
+    let bytes = pattern::bytes(mib << 20);
     let sum = pattern::sha256(&bytes);
     fs::write(shared.join("in"), &bytes).unwrap();
     let cwrun = Cwrun::new();
@@ -353,7 +354,7 @@ fn a_large_file_arrives_whole_both_ways() {
     let started = std::time::Instant::now();
     let bundle = script(&shared, text);
     let output = cwrun.run("large", &bundle).deadline(300).finish().ok().text();
-    eprintln!("64 MiB in three times and out twice: {:?}", started.elapsed());
+    eprintln!("{mib} MiB in three times and out twice: {:?}", started.elapsed());
     assert_eq!(output, format!("{sum}  -\n{sum}  -\n"));
     for name in ["out", "odd"] {
         assert_eq!(

@@ -196,13 +196,23 @@ impl Bench {
         }
     }
 
+    /// No descriptor that was ever written lets the device write any more, however it comes to it.
+    fn forget_descriptors(&mut self) {
+        for (start, bytes) in [(RINGS, 0x4000), (TABLES, TABLE_ENTRIES as usize * 16 * 16)] {
+            self.memory
+                .write_slice(&vec![0; bytes], GuestAddress(start))
+                .unwrap();
+        }
+        self.writable.fill(false);
+    }
+
     /// As after a reset of the device.
     fn reset(&mut self) {
         self.memory
             .write_slice(&[0; 0xc000], GuestAddress(RINGS))
             .unwrap();
+        self.forget_descriptors();
         (self.available, self.used) = (0, 0);
-        self.writable.fill(false);
         self.asked.fill((0, 0, 0));
         self.forget();
         self.queue = self.driver.queue();
@@ -537,7 +547,7 @@ impl Bench {
     /// One turn of guest and device. Whether the device broke.
     fn turn(&mut self) -> bool {
         if self.choices.one_in(8) {
-            self.writable.fill(false);
+            self.forget_descriptors();
         }
         self.offer();
         self.memory
