@@ -21,6 +21,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 pub struct Cwrun {
     dir: TempDir,
     cache: PathBuf,
+    settings: Option<PathBuf>,
     before: Host,
     processes: Vec<(i32, String)>,
     _alone: MutexGuard<'static, ()>,
@@ -62,10 +63,20 @@ impl Cwrun {
         Self {
             dir,
             cache,
+            settings: None,
             before,
             processes: host::processes(),
             _alone: alone,
         }
+    }
+
+    /// On a machine with this `cwrun.toml`.
+    pub fn with_settings(text: &str) -> Self {
+        let mut cwrun = Self::new();
+        let path = cwrun.path("cwrun.toml");
+        fs::write(&path, text).expect("the bed is writable");
+        cwrun.settings = Some(path);
+        cwrun
     }
 
     /// `--root`
@@ -85,12 +96,14 @@ impl Cwrun {
 
     /// `cwrun` with these arguments.
     pub fn command<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Run {
-        Run::new(bed().cwrun())
+        let run = Run::new(bed().cwrun())
             .env("CWRUN_CACHE_DIR", &self.cache)
-            .env("CWRUN_GUEST_DIR", bed().guest())
-            .arg("--root")
-            .arg(self.root())
-            .args(args)
+            .env("CWRUN_GUEST_DIR", bed().guest());
+        let run = match &self.settings {
+            Some(path) => run.env("CWRUN_CONFIG", path),
+            None => run,
+        };
+        run.arg("--root").arg(self.root()).args(args)
     }
 
     /// Runs `cwrun` with these arguments and expects success. Its standard output.

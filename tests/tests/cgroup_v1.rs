@@ -1,5 +1,6 @@
 //! A host with version 1 of cgroups. `tests/run` starts a machine of its own for this module (`bed.cgroups=1`).
 
+use crate::podman_shell::same;
 use e2e::{Bundle, Cwrun};
 use serde_json::json;
 use std::fs;
@@ -134,4 +135,54 @@ fn what_only_version_2_has_is_refused() {
     let message = cwrun.refused(["create", "--bundle", &bundle_path, ID]);
     assert!(message.contains("unified"), "{message}");
     assert!(!place("memory").exists());
+}
+
+/// What podman made of this name below a hierarchy.
+fn of_podman(controller: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut left = vec![Path::new("/sys/fs/cgroup").join(controller)];
+    while let Some(directory) = left.pop() {
+        let below = fs::read_dir(&directory).expect("a hierarchy");
+        let below = below.map(|entry| entry.expect("an entry").path());
+        for path in below.filter(|path| path.is_dir()) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with("libpod-") && !name.contains("conmon") {
+                found.push(path.clone());
+            }
+            left.push(path);
+        }
+    }
+    found
+}
+
+#[test]
+#[ignore = "needs KVM and version 1 of cgroups: run in the testbed"]
+fn podman_sees_what_it_sees_with_crun() {
+    same(|podman| {
+        podman.ok(
+            "run --detach --name limited --network none --memory 256m --cpus 0.5 --pids-limit 50 $IMAGE sleep 1000",
+        );
+        for (controller, file, least) in [
+            ("memory", "memory.limit_in_bytes", 256 * MIB),
+            ("cpu,cpuacct", "cpu.cfs_quota_us", 50_000),
+            ("pids", "pids.max", 50),
+        ] {
+            let limits: Vec<u64> = of_podman(controller)
+                .iter()
+                .filter_map(|path| fs::read_to_string(path.join(file)).ok()?.trim().parse().ok())
+                .collect();
+            // A VMM's own needs come on top.
+            let limited = limits.iter().any(|limit| (least..2 * least).contains(limit));
+            podman.note(format!("{file}: {limited}"));
+        }
+        podman.say("exec limited sh -c 'echo hello; exit 3'");
+        podman.say("pause limited");
+        podman.say("inspect --format '{{.State.Status}}' limited");
+        podman.say("unpause limited");
+        podman.say("stats --no-stream --format '{{.Name}}' limited");
+        podman.say("stop --time 1 limited");
+        podman.say("inspect --format '{{.State.Status}} {{.State.ExitCode}}' limited");
+        podman.ok("rm limited");
+        podman.note(format!("left: {:?}", of_podman("memory")));
+    });
 }

@@ -302,3 +302,62 @@ fn the_containers_filter_of_system_calls_holds_for_it_too() {
     assert_ne!(exec(&cwrun, &["--process", file.to_str().unwrap(), ID]).code, 0);
     end(&cwrun);
 }
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn it_begins_in_the_cgroup_that_is_asked_for_and_waits_for_a_paused_container() {
+    let cwrun = Cwrun::new();
+    let bundle = Bundle::idle().with(|config| {
+        let mounts = config["mounts"].as_array_mut().expect("a list");
+        mounts.retain(|mount| mount["destination"] != "/sys/fs/cgroup");
+        mounts.push(json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "rw"]}));
+    });
+    let _container = cwrun.create(ID, &bundle);
+    cwrun.ok(["start", ID]);
+    let place = ["cat", "/proc/self/cgroup"];
+    let placed = |options: &[&str]| exec(&cwrun, &[options, &[ID], &place].concat());
+    assert_eq!(sh(&cwrun, "mkdir -p /sys/fs/cgroup/sub/deep").code, 0);
+    for (options, wanted) in [
+        (&[][..], "0::/\n"),
+        (&["--cgroup", "/"], "0::/\n"),
+        (&["--cgroup", "sub"], "0::/sub\n"),
+        (&["--cgroup", "/sub/deep"], "0::/sub/deep\n"),
+    ] {
+        assert_eq!(placed(options).ok().text(), wanted, "{options:?}");
+    }
+    for path in ["..", "sub/../..", "none", "cpu:none"] {
+        let refused = placed(&["--cgroup", path]);
+        assert!(
+            refused.code != 0 && refused.stderr.contains(path),
+            "{}",
+            refused.stderr
+        );
+    }
+
+    cwrun.ok(["pause", ID]);
+    let refused = exec(&cwrun, &[ID, "true"]);
+    assert!(
+        refused.code != 0 && refused.stderr.contains("paused"),
+        "{}",
+        refused.stderr
+    );
+    let mut waiting = cwrun
+        .command(["exec", "--ignore-paused", ID, "sh", "-c", "exit 5"])
+        .command()
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("cwrun");
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(waiting.try_wait().unwrap().is_none(), "it does not wait");
+    cwrun.ok(["resume", ID]);
+    assert_eq!(
+        wait(
+            &mut waiting,
+            Duration::from_secs(60),
+            "the process of a resumed container"
+        )
+        .code(),
+        Some(5)
+    );
+    end(&cwrun);
+}

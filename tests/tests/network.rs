@@ -1,10 +1,12 @@
 //! The guest's network: namespaces made by hand, and podman's networks with the real netavark and aardvark-dns.
 
+use e2e::cwrun::Container;
 use e2e::process::eventually;
 use e2e::{Bundle, Cwrun, Run, bed, pattern};
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -169,11 +171,36 @@ with socket.create_server(("fd99::2", 81), family=socket.AF_INET6) as server:
 print("over")
 "#;
 
+/// A machine on which the host's kernel moves the packets, or the VMM does.
+fn machine(vhost: bool) -> Cwrun {
+    Cwrun::with_settings(&format!("[vm]\nvhost_net = {vhost}\n"))
+}
+
+/// Which of the two it is, as far as can be seen.
+#[track_caller]
+fn expect_vhost(container: &Container, vhost: bool) {
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", container.pid)).expect("the VMM runs");
+    let held = descriptors
+        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+        .any(|path| path == Path::new("/dev/vhost-net"));
+    assert_eq!(held, vhost);
+}
+
 #[test]
 #[ignore = "needs KVM: run in the testbed"]
 fn streams_and_datagrams_both_ways() {
+    streams_and_datagrams(false);
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn streams_and_datagrams_both_ways_through_the_kernel() {
+    streams_and_datagrams(true);
+}
+
+fn streams_and_datagrams(vhost: bool) {
     let namespace = Namespace::new("talks");
-    let cwrun = Cwrun::new();
+    let cwrun = machine(vhost);
     let outside = TcpListener::bind((HOST_4, 7001)).unwrap();
     let datagrams = UdpSocket::bind((HOST_4, 7002)).unwrap();
     datagrams.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -183,6 +210,7 @@ fn streams_and_datagrams_both_ways() {
         config["process"]["args"] = serde_json::json!(["python3", "-c", TALK]);
     });
     let container = cwrun.create("talks", &bundle);
+    expect_vhost(&container, vhost);
     cwrun.ok(["start", "talks"]);
     let (mut from_guest, peer) = outside.accept().unwrap();
     assert_eq!(peer.ip().to_string(), GUEST_4);
@@ -210,8 +238,18 @@ fn streams_and_datagrams_both_ways() {
 #[test]
 #[ignore = "needs KVM: run in the testbed"]
 fn a_large_transfer_arrives_whole_both_ways() {
+    large_transfer(false);
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn a_large_transfer_arrives_whole_both_ways_through_the_kernel() {
+    large_transfer(true);
+}
+
+fn large_transfer(vhost: bool) {
     let namespace = Namespace::new("bulk");
-    let cwrun = Cwrun::new();
+    let cwrun = machine(vhost);
     let chunk = pattern::bytes(4 << 20);
     let count = e2e::rounds(4, 256);
     let mut sum = Sha256::new();
@@ -224,6 +262,7 @@ fn a_large_transfer_arrives_whole_both_ways() {
     );
     let bundle = namespace.bundle(&script);
     let container = cwrun.create("bulk", &bundle);
+    expect_vhost(&container, vhost);
     cwrun.ok(["start", "bulk"]);
     for copies in [1, count] {
         let (mut stream, _) = outside.accept().unwrap();

@@ -176,6 +176,9 @@ pub struct Exec {
     /// Add a capability
     #[arg(short, long, value_name = "CAP")]
     pub cap: Vec<String>,
+    /// Control group that the process begins in, as a path below the container's own
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<String>,
     /// Unix socket that receives the master side of the process's terminal
     #[arg(long, value_name = "SOCKET")]
     pub console_socket: Option<PathBuf>,
@@ -188,6 +191,9 @@ pub struct Exec {
     /// Add a variable to the environment
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub env: Vec<String>,
+    /// Also in a paused container, where the process runs once that goes on
+    #[arg(long)]
+    pub ignore_paused: bool,
     /// Set no_new_privs
     #[arg(long)]
     pub no_new_privs: bool,

@@ -65,6 +65,8 @@ pub struct Vm {
     /// What the workload may write without asking, in bytes. The file is sparse.
     #[serde(deserialize_with = "scratch")]
     pub default_scratch: u64,
+    /// Whether the host's kernel may move the packets of guests (vhost-net).
+    pub vhost_net: bool,
 }
 
 /// `[cache]`
@@ -128,6 +130,7 @@ impl Default for Vm {
             max_vcpus: 4,
             vmm_headroom: 64 << 20,
             default_scratch: 4 << 30,
+            vhost_net: true,
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::failure::{Context as _, Failure, Result};
 use crate::sys;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use workload::Limits;
 
 /// The container's group.
@@ -24,6 +24,27 @@ impl Cgroup {
         let path = root.join(name);
         fs::create_dir(&path).context(|| format!("create cgroup {}", path.display()))?;
         Ok(Self(path))
+    }
+
+    /// The group at `path` below this one, which somebody in the container has made.
+    pub fn below(&self, path: &str) -> Result<Self> {
+        let mut below = self.0.clone();
+        for component in Path::new(path).components() {
+            match component {
+                Component::RootDir | Component::CurDir => {}
+                Component::Normal(name) => below.push(name),
+                _ => {
+                    return Err(Failure::other(format!(
+                        "cgroup {path:?} is not one below the container's"
+                    )));
+                }
+            }
+        }
+        if below.join("cgroup.procs").exists() {
+            Ok(Self(below))
+        } else {
+            Err(Failure::other(format!("the container has no cgroup {path:?}")))
+        }
     }
 
     /// Moves the calling process into the group.

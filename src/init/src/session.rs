@@ -201,12 +201,16 @@ impl Session {
         }
         self.highest = exec.number;
         let first = self.tasks.get(&FIRST).ok_or_else(gone)?;
+        let below = match &exec.cgroup {
+            Some(path) => Some(self.cgroup()?.below(path)?),
+            None => None,
+        };
         let sockets = open_streams(exec.number, exec.process.terminal)?;
         let member = Member {
             process: &exec.process,
             console_size: exec.console_size,
             first: first.pidfd(),
-            cgroup: self.cgroup.as_ref(),
+            cgroup: below.as_ref().or(self.cgroup.as_ref()),
         };
         let (process, unready) = Process::join(&member)?;
         let task = Task::forked(process, unready, sockets, id);

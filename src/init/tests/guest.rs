@@ -179,6 +179,7 @@ fn a_confidential_guest_runs_the_workload_that_it_was_launched_for_and_nothing_e
         number: 1,
         process,
         console_size: None,
+        cgroup: None,
     })));
     let outcome = guest.outcome();
     assert!(

@@ -75,6 +75,9 @@ pub enum Access {
 pub struct Nic {
     /// What is at the other end.
     pub link: Link,
+    /// `/dev/vhost-net`, if the host's kernel is to move the packets of a tap. Not used where guests have memory of their own, or
+    /// where the kernel can't.
+    pub vhost: Option<File>,
     /// The guest's Ethernet address.
     pub mac: [u8; 6],
     /// The largest packet, in bytes, without the Ethernet header.

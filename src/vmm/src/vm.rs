@@ -132,7 +132,7 @@ impl Vm {
             memory_mib,
             vcpus,
             disks,
-            nics,
+            mut nics,
             volumes,
             vsock,
             console,
@@ -160,7 +160,11 @@ impl Vm {
                 start_kernel(&kvm, &kernel, &initrd, &cmdline, memory_mib, vcpus)?
             }
             Boot::Firmware(_) if !volumes.is_empty() => return Err(Error::Volumes),
-            Boot::Firmware(firmware) => start_firmware(&kvm, &firmware, memory_mib, vcpus)?,
+            Boot::Firmware(firmware) => {
+                // The kernel would have to be told which pages are shared.
+                nics.iter_mut().for_each(|nic| nic.vhost = None);
+                start_firmware(&kvm, &firmware, memory_mib, vcpus)?
+            }
         };
         let Started {
             kvm_vm,

@@ -131,6 +131,9 @@ pub struct Exec {
     /// Rows and columns of its terminal at the start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub console_size: Option<(u16, u16)>,
+    /// The control group that it begins in, as a path below the container's own. It must be there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
 }
 
 /// Everything the guest needs to prepare the workload.

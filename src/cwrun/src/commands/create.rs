@@ -212,6 +212,7 @@ fn prepare(
         control: control::bind(container)?,
         status: container.status_file()?,
         nics: Vec::new(),
+        vhost_net: settings.vm.vhost_net,
         passt,
         broker,
         line: None,

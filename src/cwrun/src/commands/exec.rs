@@ -44,8 +44,14 @@ pub fn run(global: &Global, args: &Exec, inherited: &[RawFd]) -> Result<u8> {
     );
     let container = Root::new(global.root.clone())?.get(&args.id)?;
     let status = container.status();
+    let open = match status {
+        Status::Created | Status::Running => true,
+        // It runs when the container goes on.
+        Status::Paused => args.ignore_paused,
+        _ => false,
+    };
     ensure!(
-        matches!(status, Status::Created | Status::Running),
+        open,
         "container {:?} is {status}, a process can be run only in one that is created or running",
         args.id
     );
@@ -61,6 +67,7 @@ pub fn run(global: &Global, args: &Exec, inherited: &[RawFd]) -> Result<u8> {
         number: 0,
         process: guest::process(&oci, &config.linux().clone().unwrap_or_default())?,
         console_size: guest::console_size(&oci),
+        cgroup: args.cgroup.clone(),
     };
     if args.detach {
         detached(&container, request, args, inherited)

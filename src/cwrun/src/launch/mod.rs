@@ -88,10 +88,13 @@ impl Role {
         match self {
             Self::Vmm(mut machine) => {
                 let Machine {
-                    passt, environment, ..
+                    passt,
+                    environment,
+                    vhost_net,
+                    ..
                 } = &mut *machine;
                 let network = phase("network", || {
-                    network::connect(host, outside, passt.as_ref(), environment)
+                    network::connect(host, outside, passt.as_ref(), *vhost_net, environment)
                 })?;
                 machine.nics = network.nics;
                 machine.environment.interfaces = network.interfaces;

@@ -46,6 +46,8 @@ pub struct Machine {
     pub scratch: Option<File>,
     /// Network devices, which `environment` describes to the guest.
     pub nics: Vec<Nic>,
+    /// Whether the host's kernel may move the packets of those.
+    pub vhost_net: bool,
     /// What leads into the host's network, if that is to be the guest's.
     pub passt: Option<Passt>,
     /// The key broker, if the Workload is sealed.

@@ -59,11 +59,13 @@ impl Namespace {
 }
 
 /// Gives the guest its network: that of this process's namespace, which is the bundle's. The namespace that the runtime itself was
-/// started in (`outside`) is the host's, whose interfaces are nobody's to redirect, and is reached through `passt`.
+/// started in (`outside`) is the host's, whose interfaces are nobody's to redirect, and is reached through `passt`. `vhost`: the kernel
+/// moves the packets where it can.
 pub fn connect(
     host: &HostSpec,
     outside: Namespace,
     passt: Option<&Passt>,
+    vhost: bool,
     environment: &mut Environment,
 ) -> Result<Network> {
     let own = host
@@ -71,7 +73,7 @@ pub fn connect(
         .iter()
         .any(|namespace| namespace.kind == Kind::Net);
     if own && Namespace::current()? != outside {
-        return take_over();
+        return take_over(vhost);
     }
     let passt = passt.context("the container has come into the host's network on its way")?;
     let (nic, interface) = passt.start(environment)?;
@@ -83,7 +85,7 @@ pub fn connect(
 }
 
 /// Takes over every interface of this process's network namespace.
-fn take_over() -> Result<Network> {
+fn take_over(vhost: bool) -> Result<Network> {
     let mut netlink = Netlink::open()?;
     let links = netlink.links()?;
     let usable: Vec<_> = links.iter().filter(|link| link.up && !link.loopback).collect();
@@ -123,7 +125,11 @@ fn take_over() -> Result<Network> {
             first_gateway(&routes, link),
             describe(&mut netlink, &routes, link, mac).with_context(context)?,
         ));
-        nics.push(redirect(&mut netlink, link, mac).with_context(context)?);
+        let nic = redirect(&mut netlink, link, mac).with_context(context)?;
+        nics.push(Nic {
+            vhost: vhost.then(tap::vhost).flatten(),
+            ..nic
+        });
     }
     // The guest adds routes interface by interface; of two default routes with one metric the first one counts, there as here.
     interfaces.sort_by_key(|(gateway, _)| *gateway);
@@ -226,6 +232,7 @@ fn redirect(netlink: &mut Netlink, link: &Link, mac: Mac) -> Result<Nic> {
     }
     Ok(Nic {
         link: vmm::Link::Tap(tap),
+        vhost: None,
         mac: mac.0,
         // Checked by the interface's description.
         mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),

@@ -103,6 +103,7 @@ impl Passt {
         self.run(&theirs, ipv6).with_context(context)?;
         let nic = Nic {
             link: Link::Stream(ours),
+            vhost: None,
             mac: MAC.0,
             mtu: MTU,
         };

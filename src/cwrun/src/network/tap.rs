@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 const DEVICE: &str = "/dev/net/tun";
+const VHOST: &str = "/dev/vhost-net";
 /// Bytes of the header before each packet (`struct virtio_net_hdr_v1`).
 const HEADER: libc::c_int = 12;
 
@@ -37,6 +38,14 @@ pub fn open(prefix: &str) -> Result<(File, String)> {
     // SAFETY: the kernel ends the name with a zero within the array, and it has the array's lifetime.
     let name = unsafe { CStr::from_ptr(request.ifr_name.as_ptr()) };
     Ok((file, name.to_string_lossy().into_owned()))
+}
+
+/// What has the kernel move packets between taps and guests, where there is such a thing and this user may have it.
+pub fn vhost() -> Option<File> {
+    rustix::fs::open(VHOST, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .inspect_err(|error| tracing::debug!(%error, "{VHOST} is not used"))
+        .ok()
+        .map(File::from)
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

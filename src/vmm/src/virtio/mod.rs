@@ -72,6 +72,8 @@ pub struct Interrupt(Arc<InterruptState>);
 struct InterruptState {
     status: AtomicU32,
     needs_reset: AtomicBool,
+    /// The host's kernel raises the line too, and tells nobody.
+    also_kernel: AtomicBool,
     line: EventFd,
 }
 
@@ -81,6 +83,7 @@ impl Interrupt {
         let state = InterruptState {
             status: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
+            also_kernel: AtomicBool::new(false),
             line,
         };
         Interrupt(Arc::new(state))
@@ -108,6 +111,13 @@ impl Interrupt {
         self.raise(INTERRUPT_CONFIGURATION);
     }
 
+    /// The line, for the host's kernel to raise when it has used buffers. Since it tells nobody, the driver is told at each interrupt that
+    /// there may be some, and finds out.
+    pub fn line_for_kernel(&self) -> &EventFd {
+        self.0.also_kernel.store(true, Ordering::SeqCst);
+        &self.0.line
+    }
+
     /// The line is an edge: every raise is one, also with the status bit still set, because a driver may have read the
     /// status already and not yet acknowledged it.
     fn raise(&self, bit: u32) {
@@ -117,7 +127,12 @@ impl Interrupt {
     }
 
     fn status(&self) -> u32 {
-        self.0.status.load(Ordering::SeqCst)
+        let status = self.0.status.load(Ordering::SeqCst);
+        if self.0.also_kernel.load(Ordering::SeqCst) {
+            status | INTERRUPT_USED_BUFFER
+        } else {
+            status
+        }
     }
 
     fn acknowledge(&self, bits: u32) {
@@ -131,6 +146,7 @@ impl Interrupt {
     fn clear(&self) {
         self.0.status.store(0, Ordering::SeqCst);
         self.0.needs_reset.store(false, Ordering::SeqCst);
+        self.0.also_kernel.store(false, Ordering::SeqCst);
     }
 }
 

@@ -11,8 +11,10 @@
 //! checksums and segmentation that one side leaves to the other are never done here. A packet may fill several of the guest's
 //! receive buffers (VIRTIO_NET_F_MRG_RXBUF), of which the driver sees none before it has all. What the guest writes into a header
 //! is the host kernel's to judge, as for any process with a tap. A [`stream`] carries frames alone, complete ones, and copies them.
+//! With [`vhost`] the kernel takes packets out of the queues itself, and the thread here has only commands to wait for.
 
 mod stream;
+mod vhost;
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -31,6 +33,7 @@ use crate::config::{Link, Nic};
 use crate::memory::Ram;
 use crate::sys;
 use stream::Stream;
+use vhost::{Ring, Vhost};
 
 /// Receive and transmit.
 const QUEUE_SIZES: &[u16] = &[256, 256];
@@ -65,6 +68,7 @@ const COMMAND: u64 = 0;
 const RECEIVE: u64 = 1;
 const TRANSMIT: u64 = 2;
 const LINK: u64 = 3;
+const ERROR: u64 = 4;
 
 /// What wakes the device's thread.
 #[derive(Debug)]
@@ -141,6 +145,10 @@ enum Broken {
     Buffers(usize),
     #[error("the driver's features make no device: {0:#x}")]
     Features(u64),
+    #[error("the host's kernel can't run the queues")]
+    Start(#[source] io::Error),
+    #[error("the host's kernel can't go on with a queue")]
+    Stopped,
 }
 
 /// The queues of a running device, and how its packets look.
@@ -196,10 +204,12 @@ impl Wire {
 #[derive(Debug)]
 struct Worker {
     wire: Wire,
+    /// Runs the queues in this thread's place. Dropped before the memory.
+    vhost: Option<Vhost>,
     mtu: u16,
     name: String,
-    /// Watched by `epoll`, which would forget them if they were closed.
-    _wakes: Wakes,
+    /// Watched by `epoll`, which would forget them if they were closed, or by the kernel.
+    wakes: Wakes,
     interrupt: Interrupt,
     memory: Arc<Ram>,
     epoll: Epoll,
@@ -229,12 +239,22 @@ impl Worker {
             Link::Tap(tap) => (tap.as_raw_fd(), EventSet::IN),
             Link::Stream(socket) => (socket.as_raw_fd(), EventSet::IN | EventSet::OUT),
         };
-        for ((fd, events), token) in [
-            ((wakes.command.as_raw_fd(), EventSet::IN), COMMAND),
-            ((wakes.receive.as_raw_fd(), EventSet::IN), RECEIVE),
-            ((wakes.transmit.as_raw_fd(), EventSet::IN), TRANSMIT),
-            (link, LINK),
-        ] {
+        let vhost = match (&nic.link, nic.vhost) {
+            (Link::Tap(_), Some(file)) => Vhost::new(file, &memory)
+                .inspect_err(|error| tracing::warn!(device = name, %error, "vhost-net can't be used"))
+                .ok(),
+            _ => None,
+        };
+        let mut watched = vec![((wakes.command.as_raw_fd(), EventSet::IN), COMMAND)];
+        match &vhost {
+            Some(vhost) => watched.push(((vhost.error.as_raw_fd(), EventSet::IN), ERROR)),
+            None => watched.extend([
+                ((wakes.receive.as_raw_fd(), EventSet::IN), RECEIVE),
+                ((wakes.transmit.as_raw_fd(), EventSet::IN), TRANSMIT),
+                (link, LINK),
+            ]),
+        }
+        for ((fd, events), token) in watched {
             // Edge-triggered: every write to an eventfd is an event, and nobody has to read its counter. The link is read until
             // it is empty, or when buffers come.
             let event = EpollEvent::new(events | EventSet::EDGE_TRIGGERED, token);
@@ -242,9 +262,10 @@ impl Worker {
         }
         Ok(Worker {
             wire: Wire::new(nic.link),
+            vhost,
             mtu: nic.mtu,
             name,
-            _wakes: wakes,
+            wakes,
             interrupt,
             memory,
             epoll,
@@ -272,7 +293,7 @@ impl Worker {
                         self.fail_if_broken(activated);
                     }
                     Command::Reset(done) => {
-                        self.active = None;
+                        self.let_go();
                         // The vCPU that waits is gone if the VM is over.
                         let _ = done.send(());
                     }
@@ -288,9 +309,17 @@ impl Worker {
         result
             .inspect_err(|error| {
                 self.interrupt.fail(&self.name, error);
-                self.active = None;
+                self.let_go();
             })
             .ok()
+    }
+
+    /// Lets go of the driver's queues.
+    fn let_go(&mut self) {
+        self.active = None;
+        if let Some(vhost) = &self.vhost {
+            vhost.stop();
+        }
     }
 
     /// Takes the driver's queues, and tells the tap what this driver can take.
@@ -316,6 +345,19 @@ impl Worker {
                 return Err(Broken::Features(features));
             }
         }
+        if let (Some(vhost), Wire::Tap(tap)) = (&self.vhost, &self.wire) {
+            let rings = [(&receive, &self.wakes.receive), (&transmit, &self.wakes.transmit)];
+            let rings = rings.map(|(queue, kick)| Ring { queue, kick });
+            return vhost
+                .start(
+                    tap,
+                    features,
+                    rings,
+                    self.interrupt.line_for_kernel(),
+                    &self.memory,
+                )
+                .map_err(Broken::Start);
+        }
         let segmented = [spec::VIRTIO_NET_F_GUEST_TSO4, spec::VIRTIO_NET_F_GUEST_TSO6];
         self.active = Some(Active {
             receive,
@@ -332,6 +374,11 @@ impl Worker {
 
     /// One round in both directions.
     fn serve(&mut self) -> Result<Progress, Broken> {
+        if let Some(vhost) = &self.vhost
+            && vhost.error.read().is_ok()
+        {
+            return Err(Broken::Stopped);
+        }
         let Some(active) = &mut self.active else {
             return Ok(Progress::Idle);
         };

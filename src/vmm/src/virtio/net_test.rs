@@ -179,6 +179,7 @@ fn the_driver_sees_address_and_mtu() {
     let describe = |link| {
         let nic = Nic {
             link,
+            vhost: None,
             mac: [2, 0, 0, 0, 0, 1],
             mtu: 1500,
         };

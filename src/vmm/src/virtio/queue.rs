@@ -78,16 +78,27 @@ impl Queue {
         }
     }
 
+    /// How many entries its rings have.
+    pub fn size(&self) -> u16 {
+        self.ring.size()
+    }
+
+    /// Guest-physical addresses of the descriptor table, the available and the used ring.
+    pub fn addresses(&self) -> [u64; 3] {
+        [
+            self.ring.desc_table(),
+            self.ring.avail_ring(),
+            self.ring.used_ring(),
+        ]
+    }
+
     /// Tells `model` what the device touches through this queue, first of all its rings.
     pub fn modelled(mut self, model: Option<Arc<Pages>>) -> Queue {
         if let Some(pages) = &model {
-            let size = u64::from(self.ring.size());
-            let rings = [
-                (self.ring.desc_table(), 16 * size),
-                (self.ring.avail_ring(), 6 + 2 * size),
-                (self.ring.used_ring(), 6 + 8 * size),
-            ];
-            rings.into_iter().for_each(|(gpa, bytes)| pages.touch(gpa, bytes));
+            let size = u64::from(self.size());
+            let bytes = [16 * size, 6 + 2 * size, 6 + 8 * size];
+            let rings = self.addresses().into_iter().zip(bytes);
+            rings.for_each(|(gpa, bytes)| pages.touch(gpa, bytes));
         }
         self.model = model;
         self
