@@ -6,6 +6,7 @@ use e2e::{Bundle, Cwrun, Run, bed, pattern};
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::thread;
@@ -72,6 +73,14 @@ impl Namespace {
             format!("{command}: {}\n{}", done.text(), done.stderr)
         });
         looks.concat()
+    }
+
+    /// A program in Python, on Debian's root file system.
+    fn python(&self, program: &str) -> Bundle {
+        self.bundle("").with(|config| {
+            config["root"]["path"] = bed().debian().to_string_lossy().into();
+            config["process"]["args"] = serde_json::json!(["python3", "-c", program]);
+        })
     }
 
     pub(crate) fn bundle(&self, script: &str) -> Bundle {
@@ -176,13 +185,15 @@ fn machine(vhost: bool) -> Cwrun {
     Cwrun::with_settings(&format!("[vm]\nvhost_net = {vhost}\n"))
 }
 
-/// Which of the two it is, as far as can be seen.
+/// Which of the two it is: by what the VMM has open, under whatever name it was.
 #[track_caller]
 fn expect_vhost(container: &Container, vhost: bool) {
+    let device = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.rdev());
+    let vhost_net = device(Path::new("/dev/vhost-net")).expect("the bed has it");
     let descriptors = std::fs::read_dir(format!("/proc/{}/fd", container.pid)).expect("the VMM runs");
     let held = descriptors
-        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
-        .any(|path| path == Path::new("/dev/vhost-net"));
+        .filter_map(|entry| device(&entry.ok()?.path()).ok())
+        .any(|device| device == vhost_net);
     assert_eq!(held, vhost);
 }
 
@@ -204,12 +215,7 @@ fn streams_and_datagrams(vhost: bool) {
     let outside = TcpListener::bind((HOST_4, 7001)).unwrap();
     let datagrams = UdpSocket::bind((HOST_4, 7002)).unwrap();
     datagrams.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    let mut bundle = namespace.bundle("");
-    bundle = bundle.with(|config| {
-        config["root"]["path"] = bed().debian().to_string_lossy().into();
-        config["process"]["args"] = serde_json::json!(["python3", "-c", TALK]);
-    });
-    let container = cwrun.create("talks", &bundle);
+    let container = cwrun.create("talks", &namespace.python(TALK));
     expect_vhost(&container, vhost);
     cwrun.ok(["start", "talks"]);
     let (mut from_guest, peer) = outside.accept().unwrap();
@@ -257,10 +263,27 @@ fn large_transfer(vhost: bool) {
     let sum = pattern::hex(&sum.finalize());
     let outside = TcpListener::bind((HOST_4, 7003)).unwrap();
     // One piece to have; then all in, and all out.
-    let script = format!(
-        "nc {HOST_4} 7003 >/chunk; nc {HOST_4} 7003 | sha256sum; for i in $(seq {count}); do cat /chunk; done | nc {HOST_4} 7003"
+    let program = format!(
+        r#"
+import hashlib, socket
+def connection():
+    return socket.create_connection(("{HOST_4}", 7003))
+def pieces(peer):
+    while piece := peer.recv(1 << 20):
+        yield piece
+with connection() as peer:
+    chunk = b"".join(pieces(peer))
+digest = hashlib.sha256()
+with connection() as peer:
+    for piece in pieces(peer):
+        digest.update(piece)
+print(digest.hexdigest(), flush=True)
+with connection() as peer:
+    for _ in range({count}):
+        peer.sendall(chunk)
+"#
     );
-    let bundle = namespace.bundle(&script);
+    let bundle = namespace.python(&program);
     let container = cwrun.create("bulk", &bundle);
     expect_vhost(&container, vhost);
     cwrun.ok(["start", "bulk"]);
@@ -284,7 +307,6 @@ fn large_transfer(vhost: bool) {
             }
         }
     }
-    drop(stream); // which `nc` waits for
     eprintln!("{} MiB out: {:?}", total >> 20, started.elapsed());
     assert_eq!(
         (total, pattern::hex(&back.finalize())),
