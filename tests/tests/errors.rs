@@ -292,7 +292,7 @@ fn fields_that_are_missing_or_wrong() {
         (
             "timeOffsets",
             |c| c["linux"]["timeOffsets"] = json!({"monotonic": {"secs": 1}}),
-            &["linux.timeOffsets", "not supported"],
+            &["linux.timeOffsets", "no new time namespace"],
         ),
         (
             "startContainer hook",

@@ -333,6 +333,7 @@ pub(crate) fn workload(script: &str) -> Workload {
         masked_paths: Vec::new(),
         readonly_paths: Vec::new(),
         sysctl: BTreeMap::new(),
+        time_offsets: BTreeMap::new(),
         devices: Vec::new(),
         start_hooks: Vec::new(),
         root_propagation: None,

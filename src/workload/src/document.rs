@@ -11,6 +11,7 @@ use crate::{Blob, Capabilities, Hex, Sealed};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 /// SHA-256 of a Workload in canonical form.
 pub type Digest = Hex<32>;
@@ -37,6 +38,9 @@ pub struct Workload {
     pub readonly_paths: Vec<String>,
     /// `linux.sysctl`.
     pub sysctl: BTreeMap<String, String>,
+    /// `linux.timeOffsets`: how far the container's clocks are ahead of the guest's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub time_offsets: BTreeMap<Clock, TimeOffset>,
     /// `linux.devices`, beside those that every container has.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<Device>,
@@ -72,6 +76,35 @@ pub enum TeeKind {
     Snp,
     /// None at all: everything goes the way of a TEE, and nothing is protected.
     Sim,
+}
+
+/// Clocks that time namespaces have (time_namespaces(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Clock {
+    /// `CLOCK_MONOTONIC`.
+    Monotonic,
+    /// `CLOCK_BOOTTIME`.
+    Boottime,
+}
+
+impl fmt::Display for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Monotonic => "monotonic",
+            Self::Boottime => "boottime",
+        })
+    }
+}
+
+/// The distance between two clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TimeOffset {
+    /// Whole seconds.
+    pub seconds: i64,
+    /// And so much more.
+    pub nanoseconds: u32,
 }
 
 /// How the root is seen from copies that the workload makes of it.

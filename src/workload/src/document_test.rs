@@ -44,6 +44,7 @@ pub(crate) fn sample() -> Workload {
         masked_paths: vec!["/proc/kcore".into()],
         readonly_paths: vec![],
         sysctl: BTreeMap::new(),
+        time_offsets: BTreeMap::new(),
         devices: vec![],
         start_hooks: vec![],
         root_propagation: None,

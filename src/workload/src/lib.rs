@@ -24,9 +24,9 @@ pub mod sealed;
 pub use bytes::{Blob, Hex, Passphrase, VolumeKey};
 pub use capability::{Capabilities, Capability};
 pub use document::{
-    Crypt, Device, DeviceKind, Digest, Filesystem, Hook, IoPriority, IoPriorityClass, Layer, Mount,
+    Clock, Crypt, Device, DeviceKind, Digest, Filesystem, Hook, IoPriority, IoPriorityClass, Layer, Mount,
     MountFlag, Personality, Process, Rlimit, RootFs, RootPropagation, Scheduler, SchedulerPolicy, Scratch,
-    Seccomp, SeccompFlag, Tee, TeeKind, User, Verity, Workload,
+    Seccomp, SeccompFlag, Tee, TeeKind, TimeOffset, User, Verity, Workload,
 };
 pub use environment::{Environment, InjectedFile, Limits, Volume};
 pub use network::{Interface, Mac, Neighbour, Prefix, Route};

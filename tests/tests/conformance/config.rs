@@ -134,6 +134,7 @@ fn visit() -> Guest {
         [ -d /order/below ] && echo below=visible
         [ -e /hidden/below ] || echo hidden=yes
         echo relative=$(awk '$5 == "/relative/place" { print "there" }' /proc/self/mountinfo)
+        echo uptime=$(cut -d. -f1 /proc/uptime)
         echo root=$(awk '$5 == "/" { print $7 }' /proc/self/mountinfo)
         echo source=$(awk '$2 == "/named" { print $1 }' /proc/mounts)
         echo again=$(awk '$2 == "/again" { print $4 }' /proc/mounts)
@@ -169,6 +170,10 @@ fn visit() -> Guest {
         config["process"]["capabilities"] = json!({"bounding": ["CAP_KILL", "CAP_FROM_THE_FUTURE"]});
         config["linux"]["devices"] = json!([{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}]);
         config["linux"]["rootfsPropagation"] = "rshared".into();
+        config["linux"]["timeOffsets"] =
+            json!({"monotonic": {"secs": 2_000_000, "nanosecs": 5}, "boottime": {"secs": 1_000_000}});
+        let namespaces = config["linux"]["namespaces"].as_array_mut().expect("a list");
+        namespaces.push(json!({"type": "time"}));
         config["linux"]["cgroupsPath"] = "/e2e/guest".into();
         config["linux"]["resources"] = json!({"unified": {"pids.max": "777", "cgroup.max.depth": "7"}});
     });
@@ -418,6 +423,15 @@ fn listed_devices_are_available() {
 fn rootfs_propagation() {
     let root = guest().facts.get("root");
     assert!(root.starts_with("shared:"), "{root}");
+}
+
+// config-linux.md#time-offset
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn time_offsets_are_set_for_the_time_namespace() {
+    let uptime: u64 = guest().facts.get("uptime").parse().expect("seconds");
+    assert!((1_000_000..1_010_000).contains(&uptime), "{uptime}");
 }
 
 // config-linux.md#unified

@@ -412,7 +412,7 @@ fn a_unified_key_that_is_no_file_of_the_cgroup_is_an_error() {
 fn what_cant_be_applied_is_an_error() {
     for (pointer, value) in [
         ("/linux/intelRdt", json!({"closID": "x"})),
-        ("/linux/timeOffsets", json!({"monotonic": {"secs": 1}})),
+        ("/linux/timeOffsets", json!({"monotonic": {"secs": 1}})), // without a namespace
         ("/linux/resources/rdma", json!({"mlx5_1": {"hcaHandles": 3}})),
     ] {
         let mut config = full();

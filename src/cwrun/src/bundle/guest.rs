@@ -7,11 +7,11 @@ use super::scheduling;
 use super::seccomp;
 use super::sizing::{Limits, Sizing};
 use anyhow::{Context, Result, bail, ensure};
-use oci_spec::runtime::{Linux, LinuxCapabilities, Process as OciProcess};
+use oci_spec::runtime::{Linux, LinuxCapabilities, LinuxNamespaceType, Process as OciProcess};
 use std::collections::{BTreeMap, BTreeSet};
 use workload::{
-    Capabilities, Capability, Changes, Environment, Hook, Process, Rlimit, RootFs, RootPropagation, User,
-    Workload,
+    Capabilities, Capability, Changes, Clock, Environment, Hook, Process, Rlimit, RootFs, RootPropagation,
+    TimeOffset, User, Workload,
 };
 
 /// What of the host's a guest uses.
@@ -74,6 +74,7 @@ pub fn split(
             .unwrap_or_default()
             .into_iter()
             .collect::<BTreeMap<_, _>>(),
+        time_offsets: time_offsets(&linux)?,
         devices,
         start_hooks: start_hooks(bundle)?,
         root_propagation: root_propagation(linux.rootfs_propagation().as_deref())?,
@@ -239,6 +240,41 @@ fn root_propagation(value: Option<&str>) -> Result<Option<RootPropagation>> {
     }
 }
 
+/// They are those of a namespace that the container has for itself, as with other runtimes: without one, or in one that it joins, they
+/// would be somebody else's.
+fn time_offsets(linux: &Linux) -> Result<BTreeMap<Clock, TimeOffset>> {
+    let offsets = linux.time_offsets().iter().flatten();
+    let offsets: BTreeMap<_, _> = offsets
+        .map(|(name, offset)| {
+            let clock = match name.as_str() {
+                "monotonic" => Clock::Monotonic,
+                "boottime" => Clock::Boottime,
+                _ => bail!("config.json: linux.timeOffsets: {name:?} is no clock of a time namespace"),
+            };
+            let offset = TimeOffset {
+                seconds: offset.secs().unwrap_or_default(),
+                nanoseconds: offset.nanosecs().unwrap_or_default(),
+            };
+            ensure!(
+                offset.nanoseconds < 1_000_000_000,
+                "config.json: linux.timeOffsets.{name}: {} nanoseconds are more than a second",
+                offset.nanoseconds
+            );
+            Ok((clock, offset))
+        })
+        .collect::<Result<_>>()?;
+    let own = linux
+        .namespaces()
+        .iter()
+        .flatten()
+        .any(|namespace| namespace.typ() == LinuxNamespaceType::Time && namespace.path().is_none());
+    ensure!(
+        own || offsets.is_empty(),
+        "config.json: linux.timeOffsets: there is no new time namespace in linux.namespaces that could have them"
+    );
+    Ok(offsets)
+}
+
 /// Capabilities that the guest kernel does not have are logged and left out.
 fn capabilities(sets: &LinuxCapabilities) -> Capabilities {
     let set = |names: &Option<oci_spec::runtime::Capabilities>| -> BTreeSet<Capability> {
@@ -306,13 +342,6 @@ fn refuse_unsupported(bundle: &Bundle, process: &OciProcess) -> Result<()> {
     }
     if linux.memory_policy().is_some() {
         return refuse("linux.memoryPolicy");
-    }
-    if linux
-        .time_offsets()
-        .as_ref()
-        .is_some_and(|offsets| !offsets.is_empty())
-    {
-        return refuse("linux.timeOffsets");
     }
     if linux
         .net_devices()

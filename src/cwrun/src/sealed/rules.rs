@@ -43,6 +43,10 @@ pub fn apply(engine: &Workload, sealed: &Workload, environment: &mut Environment
     devices(&engine.devices, &sealed.devices)?;
     sysctl(&engine.sysctl, &sealed.sysctl)?;
     ensure!(
+        engine.time_offsets.is_empty() || engine.time_offsets == sealed.time_offsets,
+        "config.json: linux.timeOffsets: not as the sealed workload has it, which no rule lets the host change"
+    );
+    ensure!(
         engine.start_hooks.is_empty() || engine.start_hooks == sealed.start_hooks,
         "config.json: hooks.startContainer: programs in the container that the sealed workload does not run, which no rule can allow"
     );

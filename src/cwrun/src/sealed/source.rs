@@ -279,6 +279,7 @@ pub(super) fn of_engine(
         masked_paths: strings(&MASKED),
         readonly_paths: strings(&READONLY),
         sysctl: BTreeMap::from([("net.ipv4.ping_group_range".to_owned(), "0 0".to_owned())]),
+        time_offsets: BTreeMap::new(),
         devices: Vec::new(),
         start_hooks: Vec::new(),
         root_propagation: None,

@@ -35,6 +35,13 @@ pub fn describe(contents: &Contents) -> String {
             .map(|(name, value)| format!("{name:?} = {value:?}")),
     );
     lines.each(
+        "clocks",
+        workload
+            .time_offsets
+            .iter()
+            .map(|(clock, by)| format!("{clock} ahead by {}.{:09} s", by.seconds, by.nanoseconds)),
+    );
+    lines.each(
         "before it runs",
         workload
             .start_hooks

@@ -348,6 +348,7 @@ fn workload(script: &str, layers: Vec<Layer>) -> Workload {
         masked_paths: vec!["/proc/keys".into(), "/sys/firmware".into()],
         readonly_paths: vec!["/proc/sys".into()],
         sysctl: [("net.ipv4.ping_group_range".to_owned(), "0 0".to_owned())].into(),
+        time_offsets: [].into(),
         devices: Vec::new(),
         start_hooks: Vec::new(),
         root_propagation: None,
