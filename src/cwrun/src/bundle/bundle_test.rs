@@ -338,8 +338,9 @@ fn guest_of(change: impl FnOnce(&mut Value)) -> (workload::Workload, workload::E
 #[test]
 fn hooks_of_the_start_are_the_guests() {
     let (workload, _) = guest_of(|c| {
+        c["process"]["env"] = json!(["OF=process"]);
         c["hooks"] = json!({"startContainer": [{"path": "/a", "args": ["a", "b"], "env": ["C=d"], "timeout": 5},
-            {"path": "/b"}]});
+            {"path": "/b"}, {"path": "/c", "env": []}]});
     });
     let hook = |path: &str, args: &[&str], env: &[&str], timeout| workload::Hook {
         path: path.into(),
@@ -351,9 +352,43 @@ fn hooks_of_the_start_are_the_guests() {
         workload.start_hooks,
         [
             hook("/a", &["a", "b"], &["C=d"], Some(5)),
-            hook("/b", &[], &[], None)
+            hook("/b", &[], &["OF=process"], None),
+            hook("/c", &[], &[], None),
         ]
     );
+}
+
+#[test]
+fn clocks_are_ahead_in_a_time_namespace_of_the_containers_own() {
+    let own = |c: &mut Value, offsets: Value| {
+        let namespaces = c["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.push(json!({"type": "time"}));
+        c["linux"]["timeOffsets"] = offsets;
+    };
+    let (workload, _) = guest_of(|c| {
+        own(
+            c,
+            json!({"boottime": {"secs": -5, "nanosecs": 7}, "monotonic": {}}),
+        )
+    });
+    let offset = |seconds, nanoseconds| workload::TimeOffset { seconds, nanoseconds };
+    let offsets = [
+        (workload::Clock::Monotonic, offset(0, 0)),
+        (workload::Clock::Boottime, offset(-5, 7)),
+    ];
+    assert_eq!(workload.time_offsets, offsets.into());
+    for (offsets, wanted) in [
+        (json!({"realtime": {"secs": 1}}), "\"realtime\" is no clock"),
+        (
+            json!({"monotonic": {"nanosecs": 1_000_000_000}}),
+            "linux.timeOffsets.monotonic: 1000000000",
+        ),
+    ] {
+        let mut config = full();
+        own(&mut config, offsets);
+        let error = error_of(&config);
+        assert!(error.contains(wanted), "{error}");
+    }
 }
 
 #[test]

@@ -108,19 +108,26 @@ fn start_hooks(bundle: &Bundle) -> Result<Vec<Hook>> {
     let hooks = bundle.spec.hooks().as_ref();
     let hooks = hooks.and_then(|hooks| hooks.start_container().as_deref());
     let hooks = hooks.unwrap_or_default().iter().enumerate();
+    let inherited = bundle
+        .spec
+        .process()
+        .as_ref()
+        .and_then(|process| process.env().as_deref());
     hooks
         .map(|(index, hook)| {
-            start_hook(hook).with_context(|| format!("config.json: hooks.startContainer[{index}]"))
+            start_hook(hook, inherited.unwrap_or_default())
+                .with_context(|| format!("config.json: hooks.startContainer[{index}]"))
         })
         .collect()
 }
 
-/// Path and timeout have been checked with those of the host's hooks.
-fn start_hook(hook: &oci_spec::runtime::Hook) -> Result<Hook> {
+/// Path and timeout have been checked with those of the host's hooks. One that says nothing of its environment has the container's
+/// (`inherited`), as with runc: it is a process of the container.
+fn start_hook(hook: &oci_spec::runtime::Hook, inherited: &[String]) -> Result<Hook> {
     let path = hook.path().to_str().context("path: not UTF-8")?;
     let (args, env) = (
         hook.args().clone().unwrap_or_default(),
-        hook.env().clone().unwrap_or_default(),
+        hook.env().clone().unwrap_or_else(|| inherited.to_vec()),
     );
     let nul = args
         .iter()
