@@ -205,8 +205,8 @@ impl Error {
             Self::Answer { source, .. } if source.is_broken_connection() => Remedy::Later(None),
             Self::Refused { asked, said } => match (said.status, &*said.information.kind, asked) {
                 (429 | 500..=599, ..) => Remedy::Later(said.retry_after),
-                // Of these, the broker knows the session and has judged it.
-                (401, "AttestationError", Asked::Attestation) | (401, "PolicyDeny", _) => Remedy::None,
+                (401, "AttestationError", Asked::Attestation) => Remedy::None,
+                (401, kind, _) if BEHIND_THE_SESSION.contains(&kind) => Remedy::None,
                 (401, _, Asked::Attestation | Asked::Resource(_)) => Remedy::NewSession,
                 _ => Remedy::None,
             },
@@ -376,6 +376,15 @@ impl Refusal {
     }
 }
 
+/// Kinds of errors that a session has been found for: trustee has status 401 for them too, and another session would get the same. It says
+/// PluginInternalError of a resource that does not exist.
+const BEHIND_THE_SESSION: [&str; 5] = [
+    "PolicyDeny",
+    "PolicyEngineError",
+    "PluginInternalError",
+    "JweError",
+    "SerdeError",
+];
 const JSON: (&str, &str) = ("Content-Type", "application/json");
 /// Whoever carries the bytes knows where to.
 const HOST: (&str, &str) = ("Host", "broker");

@@ -344,6 +344,23 @@ fn a_verdict_is_final_and_told_in_the_brokers_words() {
 }
 
 #[test]
+fn what_trustee_says_of_a_resource_that_it_does_not_have_is_final_though_it_is_401() {
+    let mut honest = Honest::default();
+    let mut fake = fake(move |request| match &*request.target {
+        AUTH | ATTEST => honest.answer(request),
+        _ => say(
+            401,
+            r#"{"type":"https://github.com/confidential-containers/kbs/errors/PluginInternalError","detail":"Plugin internal error"}"#,
+        ),
+    });
+    assert_eq!(
+        ask(&mut fake).unwrap_err(),
+        "the key broker refuses the resource id/key/disk: Plugin internal error (PluginInternalError, HTTP 401)"
+    );
+    assert_eq!(lines(&fake), [A, B, C]);
+}
+
+#[test]
 fn answers_that_are_none_are_told_and_not_tried_again() {
     for (body, why) in [
         ("{}", "it has no nonce"),

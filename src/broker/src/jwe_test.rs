@@ -22,7 +22,8 @@ fn public(secret: &SecretKey) -> TeePublicKey {
     )
 }
 
-/// Opens what the broker made, through the types of the kbs-types crate.
+/// Opens what the broker made, through the types of the kbs-types crate. trustee's client takes as additional data what it writes of the
+/// header that it has read, and not what it was sent: the two must be the same text.
 fn open(jwe: &Jwe, unwrap: impl Fn(&kbs_types::Response) -> Vec<u8>) -> Option<Vec<u8>> {
     let text = serde_json::to_string(jwe).unwrap();
     let response: kbs_types::Response = serde_json::from_str(&text).unwrap();
@@ -30,13 +31,14 @@ fn open(jwe: &Jwe, unwrap: impl Fn(&kbs_types::Response) -> Vec<u8>) -> Option<V
     let mut sealed = response.ciphertext.clone();
     sealed.extend(&response.tag);
     let iv: [u8; 12] = response.iv[..].try_into().unwrap();
+    let aad = response.protected.generate_aad().unwrap();
     Aes256Gcm::new_from_slice(&content_key)
         .unwrap()
         .decrypt(
             &iv.into(),
             Payload {
                 msg: &sealed,
-                aad: jwe.protected.as_bytes(),
+                aad: &aad,
             },
         )
         .ok()

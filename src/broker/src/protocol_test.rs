@@ -67,6 +67,13 @@ fn messages_of_kbs_types_parse() {
     let challenge: kbs_types::Challenge =
         serde_json::from_str(&serde_json::to_string(&challenge).unwrap()).unwrap();
     assert_eq!(challenge.nonce, "bm9uY2U=");
+    let refusal = ErrorInformation {
+        error_type: "https://github.com/confidential-containers/kbs/errors/PolicyDeny".into(),
+        detail: "host-data: another Workload".into(),
+    };
+    let refusal: kbs_types::ErrorInformation =
+        serde_json::from_str(&serde_json::to_string(&refusal).unwrap()).unwrap();
+    assert_eq!(refusal.detail, "host-data: another Workload");
 }
 
 #[test]
