@@ -146,7 +146,7 @@ impl Drop for Broker {
 const SCRIPT: &str = "echo $TOKEN; cat /run/key; stat -c %a:%u /run/key; grep ' /run/key ' /proc/mounts | cut -d' ' -f3; exit 7";
 
 /// The secret file of the workloads here that have no use for it.
-const KEY: &str = "a private key\n";
+pub(crate) const KEY: &str = "a private key\n";
 
 /// The image that `seal` makes of a bundle under this id, registered with the broker; the owner's record is beside it, in `ID-record`.
 pub(crate) fn seal(cwrun: &Cwrun, broker: &Broker, id: &str, source: &Bundle, key: &str) -> PathBuf {
@@ -381,7 +381,7 @@ fn what_a_host_tries_with_a_sealed_image_is_refused_by_name() {
 }
 
 /// Processes that carry bytes between a guest and its broker.
-fn proxies() -> Vec<i32> {
+pub(crate) fn proxies() -> Vec<i32> {
     host::reap();
     let is_proxy = |pid: &i32| {
         fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| find(&line, b"broker-proxy").is_some())
