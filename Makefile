@@ -18,7 +18,7 @@ help:
 	@echo 'make test      unit, property and end-to-end tests; the last line counts them'
 	@echo 'make test-snp  the confidential tests under SEV-SNP, on a machine that has it'
 	@echo 'make lint      format, clippy, dependencies'
-	@echo 'make bench     times conversion beside mkfs.erofs and tar, starts beside crun and QEMU, layers, volumes, disks, network, broker'
+	@echo 'make bench     times conversion beside mkfs.erofs and tar, starts beside crun and QEMU, plain and sealed, layers, volumes, disks, network, broker'
 	@echo 'make soak      the long tests: reproducible kernel, crash tests, the testbed itself'
 	@echo 'make install   into $$(DESTDIR)$$(PREFIX)/bin and $$(DESTDIR)/usr/lib/cwrun; KRUN=1 adds the krun name'
 	@echo 'make install-broker  the key broker alone, into $$(DESTDIR)$$(PREFIX)/bin'
@@ -54,10 +54,11 @@ test: build
 test-snp:
 	@tests/snp
 
-bench: build
+bench: build broker
 	benches/convert
 	tests/testbed/rootfs busybox debian
 	tests/testbed/run --deadline 1800 --share target/bench -- benches/run
+	tests/testbed/run --deadline 1800 --share target/bench -- benches/sealed
 	tests/testbed/run --deadline 1800 --share target/bench -- benches/layers
 	tests/testbed/run --deadline 1800 --share target/bench -- benches/net
 	tests/testbed/run --deadline 1800 --memory 4096 --share target/bench -- benches/volumes

@@ -5,12 +5,14 @@
 use crate::podman::Podman;
 use crate::secrecy::{found_in, searched};
 use e2e::pattern::find;
-use e2e::{Bundle, Cwrun, Run, bed, host};
+use e2e::process::eventually;
+use e2e::{Bundle, Cwrun, Run, bed, host, rounds};
+use rustix::process::{Pid, Signal};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -18,16 +20,34 @@ use std::thread;
 
 const TOKEN: &str = "an-admin-token-of-tests";
 
+/// What the key broker proves by to be `localhost`, with the root that it is verified by.
+const TLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../src/cwrun/src/broker/tls");
+
 /// `cwrun-broker` on loopback, ended when dropped.
-struct Broker {
+pub(crate) struct Broker {
     child: Child,
-    url: String,
+    pub(crate) url: String,
     verdicts: PathBuf,
+    /// `cwrun.toml` of a machine that trusts its certificate; none if it speaks HTTP.
+    settings: Option<PathBuf>,
 }
 
 impl Broker {
-    /// With an empty store in this directory.
-    fn start(dir: &Path) -> Self {
+    /// With an empty store in this directory, speaking HTTP.
+    pub(crate) fn start(dir: &Path) -> Self {
+        Self::serve(dir, "", "http://127.0.0.1", None)
+    }
+
+    /// The same, speaking HTTPS.
+    fn start_tls(dir: &Path) -> Self {
+        fs::create_dir_all(dir).expect("the bed is writable");
+        let settings = dir.join("cwrun.toml");
+        fs::write(&settings, format!("[broker]\nca = \"{TLS}/root.pem\"\n")).expect("the bed is writable");
+        let section = format!("[tls]\ncertificate = \"{TLS}/server.pem\"\nkey = \"{TLS}/server.key\"\n");
+        Self::serve(dir, &section, "https://localhost", Some(settings))
+    }
+
+    fn serve(dir: &Path, tls: &str, server: &str, settings: Option<PathBuf>) -> Self {
         fs::create_dir_all(dir).expect("the bed is writable");
         let path = |name: &str| dir.join(name);
         let hash: String = Sha256::digest(TOKEN)
@@ -36,7 +56,7 @@ impl Broker {
             .collect();
         let config = format!(
             "listen = \"127.0.0.1:0\"\nstore = {:?}\nkey_file = {:?}\nverdict_log = {:?}\nadmin_token_sha256 = \"{hash}\"\n\
-             [evidence]\naccept_sim = true\n",
+             [evidence]\naccept_sim = true\n{tls}",
             path("store"),
             path("key"),
             path("verdicts"),
@@ -65,18 +85,36 @@ impl Broker {
                 "the broker has ended"
             );
             if let Some((_, address)) = line.split_once("listening at ") {
-                break format!("http://{}", address.trim());
+                let port = address.trim().rsplit(':').next().unwrap_or_default();
+                break format!("{server}:{port}");
             }
         };
         std::thread::spawn(move || drop(lines.read_to_end(&mut Vec::new())));
         let verdicts = path("verdicts");
-        Self { child, url, verdicts }
+        Self {
+            child,
+            url,
+            verdicts,
+            settings,
+        }
+    }
+
+    /// A command of `cwrun` on a machine that trusts the broker's certificate.
+    fn trusted(&self, run: Run) -> Run {
+        match &self.settings {
+            Some(settings) => run.env("CWRUN_CONFIG", settings),
+            None => run,
+        }
+    }
+
+    /// Address and port.
+    fn address(&self) -> &str {
+        self.url.strip_prefix("http://").expect("plain HTTP")
     }
 
     /// Puts a registration into its store.
     fn register(&self, id: &str, record: &serde_json::Value) {
-        let address = self.url.strip_prefix("http://").expect("plain HTTP");
-        let mut stream = TcpStream::connect(address).expect("the broker listens");
+        let mut stream = TcpStream::connect(self.address()).expect("the broker listens");
         let body = record.to_string();
         let request = format!(
             "PUT /admin/v0/workloads/{id} HTTP/1.1\r\nHost: broker\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n\
@@ -107,28 +145,25 @@ impl Drop for Broker {
 
 const SCRIPT: &str = "echo $TOKEN; cat /run/key; stat -c %a:%u /run/key; grep ' /run/key ' /proc/mounts | cut -d' ' -f3; exit 7";
 
-/// The image that `seal` makes of a script, as an engine lays it out. It is registered with the broker.
-fn sealed(cwrun: &Cwrun, broker: &Broker) -> Bundle {
-    seal(cwrun, &broker.url, "e2e-1", &Bundle::script(SCRIPT))
-}
+/// The secret file of the workloads here that have no use for it.
+pub(crate) const KEY: &str = "a private key\n";
 
-/// The same of any bundle, under this id, in a directory `ID-rootfs`; with the owner's record in the file `ID-record`.
-fn seal(cwrun: &Cwrun, url: &str, id: &str, source: &Bundle) -> Bundle {
+/// The image that `seal` makes of a bundle under this id, registered with the broker; the owner's record is beside it, in `ID-record`.
+pub(crate) fn seal(cwrun: &Cwrun, broker: &Broker, id: &str, source: &Bundle, key: &str) -> PathBuf {
     let write = |name: &str, text: &str| {
         let path = cwrun.path(name);
         fs::write(&path, text).expect("the bed is writable");
         path.to_str().expect("a path of ours").to_owned()
     };
     let token = write("token", TOKEN);
-    let (key, word) = (write("tls.key", "a private key\n"), write("word", "a word"));
+    let (key, word) = (write("tls.key", key), write("word", "a word"));
     let image = cwrun.path(&format!("{id}-image"));
     let record = cwrun.path(&format!("{id}-record"));
     let output = format!("oci:{}", image.display());
     let (key, word) = (format!("tls.key={key}"), format!("word={word}"));
-    let dir = source.path().to_str().expect("a path of ours");
-    cwrun.ok([
+    let command = cwrun.command([
         "seal",
-        dir,
+        source.path().to_str().expect("a path of ours"),
         "--output",
         &output,
         "--tee",
@@ -140,7 +175,7 @@ fn seal(cwrun: &Cwrun, url: &str, id: &str, source: &Bundle) -> Bundle {
         "--record",
         record.to_str().expect("a path of ours"),
         "--register",
-        url,
+        &broker.url,
         "--token-file",
         &token,
         "--secret",
@@ -152,13 +187,20 @@ fn seal(cwrun: &Cwrun, url: &str, id: &str, source: &Bundle) -> Bundle {
         "--secret-file",
         &key,
     ]);
+    broker.trusted(command).finish().ok();
+    image
+}
+
+/// The same as an engine lays it out, in a directory `ID-rootfs`.
+fn sealed(cwrun: &Cwrun, broker: &Broker, id: &str, source: &Bundle) -> Bundle {
+    let image = seal(cwrun, broker, id, source, KEY);
     let rootfs = cwrun.path(&format!("{id}-rootfs"));
     unpack(&image, &rootfs);
     let args = source.config["process"]["args"].clone();
     Bundle::on(&rootfs, ["true"])
         .with(|config| config["process"]["args"] = args)
         .annotation("krun.cpus", "1")
-        .annotation("io.cwrun.broker", url)
+        .annotation("io.cwrun.broker", &broker.url)
 }
 
 /// The one layer of the one image of a layout.
@@ -185,25 +227,11 @@ fn unpack(layout: &Path, to: &Path) {
 #[ignore = "needs KVM: run in the testbed"]
 fn a_sealed_workload_gets_its_key_and_its_secrets_from_its_broker_and_from_no_other() {
     let cwrun = Cwrun::new();
-    let broker = Broker::start(&cwrun.path("broker"));
-    let bundle = sealed(&cwrun, &broker);
-    let done = cwrun.run("c", &bundle).deadline(180).finish().expect(7);
-    assert_eq!(done.text(), "a word\na private key\n440:5\ntmpfs\n");
+    let broker = Broker::start_tls(&cwrun.path("broker"));
+    let bundle = sealed(&cwrun, &broker, "e2e-1", &Bundle::script(SCRIPT));
+    let done = broker.trusted(cwrun.run("c", &bundle)).deadline(180).finish();
+    assert_eq!(done.expect(7).text(), "a word\na private key\n440:5\ntmpfs\n");
     assert_eq!(broker.last_verdict(), ["resource", "released", ""]);
-    // A secret that is not the owner's is none, whoever put it there.
-    let mut record: serde_json::Value =
-        serde_json::from_slice(&fs::read(cwrun.path("e2e-1-record")).expect("seal writes it"))
-            .expect("it is JSON");
-    record["secrets"]["tls.key"] = "YSBwcml2YXRlIGtlego=".into();
-    broker.register("e2e-1", &record);
-    let other = cwrun.run("c", &bundle).deadline(180).finish().expect(1);
-    assert!(
-        other
-            .stderr
-            .contains("the secret tls.key is not the one that the workload was sealed with"),
-        "{}",
-        other.stderr
-    );
     // Another one accepts the same evidence and has no such workload.
     let other = Broker::start(&cwrun.path("other"));
     let bundle = bundle.annotation("io.cwrun.broker", &other.url);
@@ -216,6 +244,19 @@ fn a_sealed_workload_gets_its_key_and_its_secrets_from_its_broker_and_from_no_ot
         refused.stderr
     );
     assert_eq!(other.last_verdict(), ["resource", "refused", "unregistered"]);
+    // Even if it had: a secret that is not the owner's is none, whoever put it there.
+    let record = fs::read(cwrun.path("e2e-1-record")).expect("seal writes it");
+    let mut record: serde_json::Value = serde_json::from_slice(&record).expect("it is JSON");
+    record["secrets"]["tls.key"] = "YSBwcml2YXRlIGtlego=".into();
+    other.register("e2e-1", &record);
+    let refused = cwrun.run("c", &bundle).deadline(180).finish().expect(1);
+    assert!(
+        refused
+            .stderr
+            .contains("the secret tls.key is not the one that the workload was sealed with"),
+        "{}",
+        refused.stderr
+    );
     assert!(cwrun.state("c").is_none(), "nothing is left of it");
 }
 
@@ -229,8 +270,8 @@ fn what_a_host_tries_with_a_sealed_image_is_refused_by_name() {
     let cwrun = Cwrun::new();
     let broker = Broker::start(&cwrun.path("broker"));
     let idle = "trap 'exit 0' TERM; echo ready; while :; do sleep 1 & wait $!; done";
-    let bundle = seal(&cwrun, &broker.url, "victim", &Bundle::script(idle));
-    let other = seal(&cwrun, &broker.url, "other", &Bundle::script("echo other"));
+    let bundle = sealed(&cwrun, &broker, "victim", &Bundle::script(idle));
+    let other = sealed(&cwrun, &broker, "other", &Bundle::script("echo other"));
 
     // Before anything is started.
     let push = |list: &'static str, value: serde_json::Value| {
@@ -326,9 +367,37 @@ fn what_a_host_tries_with_a_sealed_image_is_refused_by_name() {
         refused.contains("does not let the host run more processes"),
         "{refused}"
     );
+    // The way to the broker has been gone: the workload has what it needs.
+    let [proxy] = proxies()[..] else {
+        panic!("one container, one proxy: {:?}", host::processes());
+    };
+    assert_eq!(cgroup(proxy), cgroup(container.pid));
+    kill(proxy);
+    eventually("the proxy's end", 10, || proxies().is_empty().then_some(()));
+    assert_eq!(cwrun.status("c"), "running");
     cwrun.ok(["kill", "c", "TERM"]);
     assert_eq!(cwrun.wait(&container), 0);
     cwrun.ok(["delete", "c"]);
+}
+
+/// Processes that carry bytes between a guest and its broker.
+pub(crate) fn proxies() -> Vec<i32> {
+    host::reap();
+    let is_proxy = |pid: &i32| {
+        fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| find(&line, b"broker-proxy").is_some())
+    };
+    let pids = host::processes().into_iter().map(|(pid, _)| pid);
+    pids.filter(is_proxy).collect()
+}
+
+/// In which cgroup a process is.
+fn cgroup(pid: i32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("the process is there")
+}
+
+fn kill(pid: i32) {
+    let process = Pid::from_raw(pid).expect("a process has a number");
+    rustix::process::kill_process(process, Signal::KILL).expect("it is there");
 }
 
 /// An ordinary image to podman.
@@ -338,7 +407,7 @@ fn podman_runs_a_sealed_image_and_changes_nothing_of_it() {
     let podman = Podman::new();
     let cwrun = &podman.cwrun;
     let broker = Broker::start(&cwrun.path("broker"));
-    seal(cwrun, &broker.url, "podman", &Bundle::script(SCRIPT));
+    seal(cwrun, &broker, "podman", &Bundle::script(SCRIPT), KEY);
     let broker = format!("io.cwrun.broker={}", broker.url);
     let run = |options: &[&str], args: &[&str]| {
         let begin = [
@@ -379,17 +448,20 @@ fn copy(from: &Path, to: &Path) {
     assert!(status.expect("cp runs").success());
 }
 
-/// Hands on to the broker, and keeps what both have said.
-fn overheard(url: &str) -> (String, Arc<Mutex<Vec<u8>>>) {
-    let broker = url.strip_prefix("http://").expect("plain HTTP").to_owned();
+/// Hands on to a server from an address of its own, and keeps what both have said.
+fn overheard(server: &str) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
+    let to = server.to_owned();
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback is there");
     let address = listener.local_addr().expect("it is bound");
     let wire = Arc::new(Mutex::new(Vec::new()));
     let kept = Arc::clone(&wire);
     thread::spawn(move || {
-        for guest in listener.incoming().map_while(Result::ok) {
-            let server = TcpStream::connect(&broker).expect("the broker listens");
-            let ends = [(&guest, &server), (&server, &guest)].map(|(from, to)| {
+        for client in listener.incoming().map_while(Result::ok) {
+            // One that is not there yet has nothing to say.
+            let Ok(server) = TcpStream::connect(&to) else {
+                continue;
+            };
+            let ends = [(&client, &server), (&server, &client)].map(|(from, to)| {
                 let clone = |stream: &TcpStream| stream.try_clone().expect("descriptors are left");
                 (clone(from), clone(to), Arc::clone(&kept))
             });
@@ -407,72 +479,192 @@ fn overheard(url: &str) -> (String, Arc<Mutex<Vec<u8>>>) {
             }
         }
     });
-    (format!("http://{address}"), wire)
+    (address, wire)
 }
 
-/// Neither content, nor key, nor secret is in a file of the host's, in what the runtime says, or on the wire, while the workload has them.
+/// nginx of Debian's packages with its libraries, above busybox; in a soak with all else of that Debian. It serves this page at port 443
+/// under this certificate, whose key is a secret.
+fn web_server(root: &Path, page: &str, certificate: &Path) {
+    let services = bed().services();
+    if rounds(0, 1) == 1 {
+        copy(&services, root);
+    } else {
+        copy(&bed().busybox(), root);
+        let pack =
+            "tar -chf - $(ldd /usr/sbin/nginx | grep -o '/[^ ]*') /usr/sbin/nginx /etc/nginx /var/lib/nginx";
+        Run::new("sh")
+            .args(["-c", "chroot \"$1\" sh -c \"$2\" | tar -C \"$3\" -xf -", "sh"])
+            .args([services.as_os_str(), pack.as_ref(), root.as_os_str()])
+            .deadline(120)
+            .finish()
+            .ok();
+    }
+    let write = |name: &str, text: &str| fs::write(root.join(name), text).expect("the bed is writable");
+    fs::create_dir_all(root.join("var/www")).expect("the bed is writable");
+    write("var/www/index.html", page);
+    write(
+        "etc/nginx/nginx.conf",
+        "daemon off; user nobody nogroup; pid /run/nginx.pid; error_log stderr; events {}
+        http {
+            access_log off; root /var/www;
+            server { listen 443 ssl; ssl_certificate /etc/nginx/tls.pem; ssl_certificate_key /run/key; }
+        }",
+    );
+    fs::copy(certificate, root.join("etc/nginx/tls.pem")).expect("the bed is writable");
+}
+
+/// A certificate of `localhost`'s own, in files of the directory; its private key.
+fn certificate(dir: &Path) -> (PathBuf, String) {
+    let [certificate, key] = ["tls.pem", "tls.key"].map(|name| dir.join(name));
+    Run::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+        ])
+        .args(["-nodes", "-days", "2", "-subj", "/CN=localhost"])
+        .args(["-addext", "subjectAltName=DNS:localhost"])
+        .args([
+            "-out".as_ref(),
+            certificate.as_os_str(),
+            "-keyout".as_ref(),
+            key.as_os_str(),
+        ])
+        .finish()
+        .ok();
+    let key = fs::read_to_string(key).expect("openssl has made it");
+    (certificate, key)
+}
+
+/// What a server that proves to be `localhost` answers.
+fn get(server: SocketAddr, certificate: &Path) -> Option<String> {
+    let done = Run::new("openssl")
+        .args([
+            "s_client",
+            "-quiet",
+            "-verify_return_error",
+            "-verify_hostname",
+            "localhost",
+        ])
+        .args(["-connect", &server.to_string(), "-CAfile"])
+        .arg(certificate)
+        .stdin("GET / HTTP/1.0\r\n\r\n")
+        .finish();
+    (done.code == 0 && !done.stdout.is_empty()).then(|| done.text())
+}
+
+/// Neither content, nor key, nor secret is in a file of the host's, in what the runtime says, or on the wire, while the workload has them
+/// and serves them to who knows its certificate.
 #[test]
 #[ignore = "needs KVM: run in the testbed"]
-fn nothing_of_a_sealed_workload_is_readable_on_its_host() {
-    let cwrun = Cwrun::with_own_cache();
+fn nothing_of_a_sealed_web_server_is_readable_on_its_host() {
+    let podman = Podman::new();
+    let cwrun = &podman.cwrun;
     let home = bed().scratch(); // the owner's machine, which is searched by nobody
-    let broker = Broker::start(&cwrun.path("broker"));
-    let (url, wire) = overheard(&broker.url);
+    let broker = Broker::start(&home.path().join("broker"));
+    let (exchange, key_wire) = overheard(broker.address());
     let planted = "PLANTED-5d07c2-in-the-image";
     let root = home.path().join("root");
-    copy(&bed().busybox(), &root);
-    fs::write(root.join("etc/planted"), planted.repeat(5_000)).expect("the bed is writable");
-    let script = "grep -c PLANTED /etc/planted; grep -c 'private key' /run/key; echo ${#TOKEN}
-        trap 'exit 0' TERM; echo ready; while :; do sleep 1 & wait $!; done";
-    let bundle = seal(
-        &cwrun,
-        &broker.url,
-        "secret",
+    let (certificate, private) = certificate(home.path());
+    web_server(&root, &planted.repeat(5_000), &certificate);
+    let script = "[ ${#TOKEN} = 6 ] && grep -q ' / ' /proc/mounts && exec nginx";
+    seal(
+        cwrun,
+        &broker,
+        "web",
         &Bundle::on(&root, ["sh", "-c", script]),
-    )
-    .annotation("io.cwrun.broker", &url);
+        &private,
+    );
     // What the owner keeps is not on the host that runs it.
-    let record = fs::read(cwrun.path("secret-record")).expect("seal writes it");
+    let record = fs::read(cwrun.path("web-record")).expect("seal writes it");
     let record: serde_json::Value = serde_json::from_slice(&record).expect("it is JSON");
     let key = record["key"].as_str().expect("the key in base64").to_owned();
-    for name in ["secret-record", "tls.key", "word", "token"] {
+    for name in ["web-record", "tls.key", "word", "token"] {
         fs::remove_file(cwrun.path(name)).expect("it was there");
     }
-    fs::remove_dir_all(cwrun.path("secret-image")).expect("it was there");
-    let log = cwrun.path("log");
-    let options = ["--log", log.to_str().expect("a path of ours")];
-    let container = cwrun.create_with("c", &bundle, &options, Stdio::null());
-    cwrun.ok(["start", "c"]);
-    container.expect_output("ready");
-    assert_eq!(container.output(), "1\n1\n6\nready\n");
 
-    let raw = Run::new("base64")
-        .arg("--decode")
-        .stdin(key.as_str())
+    let log = format!("log={}", cwrun.path("log").display());
+    let broker = format!("io.cwrun.broker=http://{exchange}");
+    let run = [
+        "--runtime-flag",
+        &log,
+        "--runtime-flag",
+        "debug",
+        "run",
+        "--detach",
+        "--name",
+        "web",
+        "--publish",
+        "8443:443",
+        "--annotation",
+        "krun.cpus=1",
+        "--annotation",
+        &broker,
+        "oci:web-image",
+    ];
+    podman
+        .command(&run)
+        .dir(&cwrun.path(""))
+        .deadline(300)
         .finish()
-        .ok()
-        .stdout;
-    let needles: [&[u8]; 5] = [
+        .ok();
+    let (server, page_wire) = overheard("127.0.0.1:8443");
+    let page = eventually("the page", 60, || get(server, &certificate));
+    assert!(page.ends_with(&planted.repeat(5_000)), "{} bytes", page.len());
+
+    let pem: Vec<_> = private.lines().filter(|line| !line.starts_with('-')).collect();
+    let (der, raw) = (decoded(&pem.concat()), decoded(&key));
+    let needles: [&[u8]; 6] = [
         planted.as_bytes(),
         key.as_bytes(),
         &raw[..32],
-        b"a private key",
+        pem[1].as_bytes(),
+        &der[36..68], // the number itself, in a PKCS #8 of P-256
         b"a word",
     ];
-    let dirs = [bundle.path(), &cwrun.path(""), cwrun.cache()];
     let pids: Vec<i32> = host::processes().into_iter().map(|(pid, _)| pid).collect();
-    assert!(pids.contains(&container.pid));
-    let files = searched(&dirs, &pids);
-    assert!(files.iter().any(|file| file.ends_with(".cwrun/disk.img")));
-    for needle in needles {
-        assert_eq!(found_in(&files, needle), Vec::<PathBuf>::new(), "{needle:?}");
-        let wire = wire.lock().expect("nobody panics");
+    let [proxy] = proxies()[..] else {
+        panic!("one container, one proxy: {:?}", host::processes());
+    };
+    let storage = [
+        "/var/lib/containers",
+        "/run/containers",
+        "/run/cwrun",
+        "/var/cache/cwrun",
+    ]
+    .map(Path::new);
+    let files = searched(&[&storage[..], &[&cwrun.path("")]].concat(), &pids);
+    for name in ["/.cwrun/disk.img", "/ctr.log", "/log"] {
         assert!(
-            wire.len() > 2000 && find(&wire, needle).is_none(),
-            "{needle:?} on the wire"
+            files.iter().any(|file| file.to_string_lossy().ends_with(name)),
+            "{name}"
         );
     }
-    cwrun.ok(["kill", "c", "TERM"]);
-    assert_eq!(cwrun.wait(&container), 0);
-    cwrun.ok(["delete", "c"]);
+    for needle in needles {
+        assert_eq!(found_in(&files, needle), Vec::<PathBuf>::new(), "{needle:?}");
+        for (wire, least) in [(&key_wire, 2_000), (&page_wire, 100_000)] {
+            let wire = wire.lock().expect("nobody panics");
+            assert!(
+                wire.len() > least && find(&wire, needle).is_none(),
+                "{needle:?} on the wire"
+            );
+        }
+    }
+
+    // However the VMM ends, the way to the broker ends with it.
+    let pid = podman.ok(&["inspect", "--format", "{{.State.Pid}}", "web"]);
+    let pid = pid.trim().parse().expect("a number");
+    assert!(pids.contains(&pid) && pid != proxy);
+    kill(pid);
+    eventually("the proxy's end", 10, || proxies().is_empty().then_some(()));
+    assert_eq!(podman.ok(&["wait", "web"]).trim(), "137");
+    podman.ok(&["rm", "web"]);
+}
+
+fn decoded(base64: &str) -> Vec<u8> {
+    let run = Run::new("base64").arg("--decode").stdin(base64);
+    run.finish().ok().stdout
 }

@@ -1,8 +1,9 @@
 //! Under the real podman of an ordinary user, who reaches `/dev/kvm` by a group: the same as crun shows, and everything in the user's
 //! own directories.
 
+use crate::attest::{Broker, KEY, proxies, seal};
 use e2e::process::eventually;
-use e2e::{Cwrun, Finished, Run, bed};
+use e2e::{Bundle, Cwrun, Finished, Run, bed};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -21,7 +22,7 @@ const HOST: &str = "10.98.0.1";
 struct User {
     system_entries: usize,
     // Dropped last, when podman has been told to remove everything.
-    _cwrun: Cwrun,
+    cwrun: Cwrun,
 }
 
 impl User {
@@ -46,7 +47,7 @@ impl User {
         });
         Self {
             system_entries: system_entries(),
-            _cwrun: Cwrun::new(),
+            cwrun: Cwrun::new(),
         }
     }
 
@@ -261,4 +262,24 @@ fn slirp4netns_connects_a_guest() {
         (text == "from the guest\n").then_some(())
     });
     user.ok(&["rm", "--force", "--time", "0", "web"]);
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn a_sealed_image_gets_its_key_and_its_secret() {
+    let user = User::new();
+    let broker = Broker::start(&user.cwrun.path("broker"));
+    let source = Bundle::script("id -u; cat /run/key; exit 7");
+    let image = seal(&user.cwrun, &broker, "sealed", &source, KEY);
+    let place = home().join("sealed-image");
+    let copy = ["-c", "cp -r \"$1\" \"$2\" && chown -R \"$3\" \"$2\"", "sh"];
+    let copy = Run::new("sh").args(copy).arg(image).arg(&place).arg(USER);
+    copy.finish().ok();
+    let annotation = format!("io.cwrun.broker={}", broker.url);
+    let options = ["run", "--rm", "--network", "none", "--annotation", "krun.cpus=1"];
+    let name = format!("oci:{}", place.display());
+    let run = [&options[..], &["--annotation", &annotation, &name]].concat();
+    assert_eq!(user.command(&run).finish().expect(7).text(), format!("0\n{KEY}"));
+    eventually("the proxy's end", 10, || proxies().is_empty().then_some(()));
+    fs::remove_dir_all(place).expect("it was there");
 }
