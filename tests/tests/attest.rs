@@ -19,15 +19,20 @@ use std::thread;
 const TOKEN: &str = "an-admin-token-of-tests";
 
 /// `cwrun-broker` on loopback, ended when dropped.
-struct Broker {
+pub struct Broker {
     child: Child,
-    url: String,
+    pub url: String,
     verdicts: PathBuf,
 }
 
 impl Broker {
     /// With an empty store in this directory.
     fn start(dir: &Path) -> Self {
+        Self::start_with(dir, "")
+    }
+
+    /// The same, configured by more than the tests of sealed workloads need.
+    pub fn start_with(dir: &Path, more: &str) -> Self {
         fs::create_dir_all(dir).expect("the bed is writable");
         let path = |name: &str| dir.join(name);
         let hash: String = Sha256::digest(TOKEN)
@@ -36,7 +41,7 @@ impl Broker {
             .collect();
         let config = format!(
             "listen = \"127.0.0.1:0\"\nstore = {:?}\nkey_file = {:?}\nverdict_log = {:?}\nadmin_token_sha256 = \"{hash}\"\n\
-             [evidence]\naccept_sim = true\n",
+             [evidence]\naccept_sim = true\n{more}",
             path("store"),
             path("key"),
             path("verdicts"),
@@ -75,12 +80,16 @@ impl Broker {
 
     /// Puts a registration into its store.
     fn register(&self, id: &str, record: &serde_json::Value) {
+        let head = format!("PUT /admin/v0/workloads/{id} HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\n");
+        self.send(&head, &record.to_string());
+    }
+
+    /// Sends a JSON document, which the broker must take.
+    pub fn send(&self, head: &str, body: &str) {
         let address = self.url.strip_prefix("http://").expect("plain HTTP");
         let mut stream = TcpStream::connect(address).expect("the broker listens");
-        let body = record.to_string();
         let request = format!(
-            "PUT /admin/v0/workloads/{id} HTTP/1.1\r\nHost: broker\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n\
-             Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            "{head}Host: broker\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
             body.len()
         );
         stream.write_all(request.as_bytes()).expect("it reads");
@@ -90,7 +99,7 @@ impl Broker {
     }
 
     /// Event, outcome and clause of the last decision.
-    fn last_verdict(&self) -> [String; 3] {
+    pub fn last_verdict(&self) -> [String; 3] {
         let text = fs::read_to_string(&self.verdicts).expect("the broker writes it");
         let last = text.lines().last().expect("there is a verdict");
         let last: serde_json::Value = serde_json::from_str(last).expect("it is JSON");
