@@ -165,7 +165,7 @@ fn a_guest_gets_the_passphrase_from_the_images_broker_once_its_launch_is_admitte
     let passphrase = fs::read_to_string(passphrase()).expect("make test makes the sample");
     // What buildah sends that finds no firmware of krun's to measure.
     let document = format!(
-        r#"{{"workload_id":"sample","launch_measurement":"","tee_config":"{{\"flags\":{{\"bits\":39}},\"minfw\":{{\"major\":0,\"minor\":0}}}}","passphrase":"{passphrase}"}}"#
+        r#"{{"workload_id":"sample","launch_measurement":"","passphrase":"{passphrase}","tee_config":"{{\"flags\":{{\"bits\":15}},\"minfw\":{{\"major\":0,\"minor\":0}}}}"}}"#
     );
     broker.send("POST /kbs/v0/register_workload HTTP/1.1\r\n", &document);
     let bundle = image

@@ -24,7 +24,7 @@ fn a_registration_of_buildah_is_taken() {
     let workload: Workload = serde_json::from_value(json!({
         "workload_id": "nginx",
         "launch_measurement": "AB".repeat(48),
-        "tee_config": "{\"flags\":{\"bits\":39},\"minfw\":{\"major\":0,\"minor\":0}}",
+        "tee_config": "{\"flags\":{\"bits\":15},\"minfw\":{\"major\":0,\"minor\":0}}",
         "passphrase": "open sesame",
     }))
     .unwrap();

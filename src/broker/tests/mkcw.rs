@@ -13,7 +13,7 @@ const PASSPHRASE: &str = "correct horse battery staple";
 /// empty where that is not installed and `--ignore-attestation-errors` is given.
 fn sent_by_buildah(id: &str, measurement: &str) -> String {
     format!(
-        r#"{{"workload_id":"{id}","launch_measurement":"{measurement}","tee_config":"{{\"flags\":{{\"bits\":39}},\"minfw\":{{\"major\":0,\"minor\":0}}}}","passphrase":"{PASSPHRASE}"}}"#
+        r#"{{"workload_id":"{id}","launch_measurement":"{measurement}","passphrase":"{PASSPHRASE}","tee_config":"{{\"flags\":{{\"bits\":15}},\"minfw\":{{\"major\":0,\"minor\":0}}}}"}}"#
     )
 }
 
