@@ -13,7 +13,7 @@ use broker::api::{Broker, Parts};
 use broker::appraisal::Appraiser;
 use broker::config::Config;
 use broker::key_file::StoreKey;
-use broker::policy::Policies;
+use broker::policy::{Launches, Policies};
 use broker::server::Server;
 use broker::store::Store;
 use broker::token::Tokens;
@@ -61,6 +61,7 @@ impl Place {
             .unwrap();
         let broker = Broker::new(Parts {
             policies: Policies::open(None).unwrap(),
+            launches: Launches::open(None).unwrap(),
             appraiser: Appraiser::new(&config.evidence, runtime.handle().clone()).unwrap(),
             store: Store::open(&config.store, &key).unwrap(),
             sessions: config.session_limits(),

@@ -25,7 +25,14 @@ pub fn activate(
     passphrase: &Passphrase,
 ) -> Result<(String, InnerConfig)> {
     let file = File::open(disk).context(|| format!("open {disk}"))?;
-    let header = header(&file, expected)?;
+    let end = match Footer::read(&file).map_err(told)? {
+        Some(footer) => footer.offset,
+        None => file.length().context(|| format!("length of {disk}"))?,
+    };
+    // Read once: what is hashed is what is used, whatever the host does to the disk meanwhile.
+    let header = Header::read(&file, end)
+        .and_then(|header| header.expect(&expected.0))
+        .map_err(told)?;
     let opened = header.unlock(&file, passphrase.as_bytes()).map_err(told)?;
     let shape = Crypt {
         offset: opened.payload_offset,
@@ -39,22 +46,6 @@ pub fn activate(
     layers::mount(NewFs::open("ext4")?.set("noload")?, &device, &at)?;
     let config = inner_config(&at)?;
     Ok((at, config))
-}
-
-/// Reads the header once: what is hashed is what is used, whatever the host does to the disk meanwhile.
-fn header<D: ReadAt>(disk: &D, expected: &Hex<32>) -> Result<Header> {
-    let end = match Footer::read(disk).map_err(told)? {
-        Some(footer) => footer.offset,
-        None => disk.length().context(|| "length".into())?,
-    };
-    let header = Header::read(disk, end).map_err(told)?;
-    let found = Hex(header.sha256());
-    if found != *expected {
-        return Err(Failure::other(format!(
-            "its LUKS header is not the one of the Workload: it has the SHA-256 {found}, not {expected}"
-        )));
-    }
-    Ok(header)
 }
 
 fn inner_config(root: &str) -> Result<InnerConfig> {

@@ -153,6 +153,23 @@ impl Header {
         self.sha256
     }
 
+    /// The header, if it is the one with this SHA-256.
+    ///
+    /// SECURITY: a passphrase can open more than one disk, and who has seen an old one would give a guest that.
+    ///
+    /// # Errors
+    /// [`Error::OtherHeader`].
+    pub fn expect(self, sha256: &[u8; 32]) -> Result<Self, Error> {
+        if self.sha256 != *sha256 {
+            return Err(Error::OtherHeader(WrongField::new(
+                "SHA-256",
+                hex(&self.sha256),
+                hex(sha256),
+            )));
+        }
+        Ok(self)
+    }
+
     /// UUID in its usual form.
     #[must_use]
     pub fn uuid(&self) -> &str {
@@ -172,6 +189,10 @@ impl Header {
         // The digest is computed once for each key slot that is tried.
         slots.map(|own| own + u64::from(self.digest.iterations)).sum()
     }
+}
+
+fn hex(digest: &[u8; 32]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Slot {

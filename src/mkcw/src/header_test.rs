@@ -65,7 +65,14 @@ fn the_hash_of_a_header_is_of_every_bit_that_was_read() {
         let mut other = sample();
         other[at] ^= 1;
         assert_ne!(hash(&other), own, "byte {at}");
+        let header = Header::parse(&other, END).unwrap();
+        let Err(Error::OtherHeader(cause)) = header.expect(&own) else {
+            panic!("taken for another")
+        };
+        assert_eq!(cause.field, "SHA-256");
+        assert_eq!(cause.expected, super::hex(&own));
     }
+    assert!(Header::parse(&sample(), END).unwrap().expect(&own).is_ok());
 }
 
 #[test]
