@@ -35,7 +35,12 @@ pub(crate) struct Broker {
 impl Broker {
     /// With an empty store in this directory, speaking HTTP.
     pub(crate) fn start(dir: &Path) -> Self {
-        Self::serve(dir, "", "http://127.0.0.1", None)
+        Self::start_with(dir, "")
+    }
+
+    /// The same, configured by more than the tests of sealed workloads need.
+    pub(crate) fn start_with(dir: &Path, more: &str) -> Self {
+        Self::serve(dir, more, "http://127.0.0.1", None)
     }
 
     /// The same, speaking HTTPS.
@@ -47,7 +52,7 @@ impl Broker {
         Self::serve(dir, &section, "https://localhost", Some(settings))
     }
 
-    fn serve(dir: &Path, tls: &str, server: &str, settings: Option<PathBuf>) -> Self {
+    fn serve(dir: &Path, more: &str, server: &str, settings: Option<PathBuf>) -> Self {
         fs::create_dir_all(dir).expect("the bed is writable");
         let path = |name: &str| dir.join(name);
         let hash: String = Sha256::digest(TOKEN)
@@ -56,7 +61,7 @@ impl Broker {
             .collect();
         let config = format!(
             "listen = \"127.0.0.1:0\"\nstore = {:?}\nkey_file = {:?}\nverdict_log = {:?}\nadmin_token_sha256 = \"{hash}\"\n\
-             [evidence]\naccept_sim = true\n{tls}",
+             [evidence]\naccept_sim = true\n{more}",
             path("store"),
             path("key"),
             path("verdicts"),
@@ -114,11 +119,15 @@ impl Broker {
 
     /// Puts a registration into its store.
     fn register(&self, id: &str, record: &serde_json::Value) {
+        let head = format!("PUT /admin/v0/workloads/{id} HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\n");
+        self.send(&head, &record.to_string());
+    }
+
+    /// Sends a JSON document, which the broker must take.
+    pub(crate) fn send(&self, head: &str, body: &str) {
         let mut stream = TcpStream::connect(self.address()).expect("the broker listens");
-        let body = record.to_string();
         let request = format!(
-            "PUT /admin/v0/workloads/{id} HTTP/1.1\r\nHost: broker\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n\
-             Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            "{head}Host: broker\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
             body.len()
         );
         stream.write_all(request.as_bytes()).expect("it reads");
@@ -128,7 +137,7 @@ impl Broker {
     }
 
     /// Event, outcome and clause of the last decision.
-    fn last_verdict(&self) -> [String; 3] {
+    pub fn last_verdict(&self) -> [String; 3] {
         let text = fs::read_to_string(&self.verdicts).expect("the broker writes it");
         let last = text.lines().last().expect("there is a verdict");
         let last: serde_json::Value = serde_json::from_str(last).expect("it is JSON");

@@ -1,5 +1,6 @@
 //! Disks that the real `buildah mkcw` made (`tests/testbed/mkcw-sample`).
 
+use crate::attest::Broker;
 use e2e::{Bundle, Cwrun, Finished, bed};
 use serde_json::json;
 use std::fs;
@@ -47,6 +48,23 @@ impl Image {
             .run("mkcw", bundle)
             .env("CWRUN_CONFIG", self.settings(true))
             .finish()
+    }
+
+    /// Says in the footer, and where crun looks, what the sample would say if it had been made with this `--attestation_url`.
+    fn set_attestation_url(&self, url: &str) {
+        let path = self.dir.path().join("krun-sev.json");
+        let said = fs::read_to_string(&path).expect("it was copied");
+        let disk = self.disk();
+        let length = disk.metadata().expect("it is open").len();
+        let start = length - 12 - said.len() as u64;
+        let said = said.replace(
+            "\"attestation_url\":\"\"",
+            &format!("\"attestation_url\":\"{url}\""),
+        );
+        assert!(said.contains(url), "{said}");
+        fs::write(&path, &said).expect("the bed is writable");
+        let tail = [said.as_bytes(), b"KRUN", &(said.len() as u64).to_le_bytes()].concat();
+        disk.write_all_at(&tail, start).expect("the bed is writable");
     }
 
     fn disk(&self) -> fs::File {
@@ -100,7 +118,10 @@ fn without_the_right_passphrase_it_does_not_start() {
         finished.stderr
     );
     let message = refused(&image.bundle());
-    assert!(message.contains("no key broker is configured"), "{message}");
+    assert!(
+        message.contains("/krun-sev.json in the image: SEV-SNP is demanded"),
+        "{message}"
+    );
     let wrong = cwrun.path("wrong");
     fs::write(&wrong, "not this one").unwrap();
     let message = refused(
@@ -128,4 +149,41 @@ fn a_header_that_names_no_cipher_is_refused_by_name() {
     let finished = image.run(&cwrun, &bundle);
     assert_ne!(finished.code, 0);
     assert!(finished.stderr.contains("cipher_null"), "{}", finished.stderr);
+}
+
+/// The passphrase is with the broker that the image names, as buildah has registered it, and goes to the guest that the broker's
+/// administrator admits. In the simulated TEE, which protects nothing and goes the same way.
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn a_guest_gets_the_passphrase_from_the_images_broker_once_its_launch_is_admitted() {
+    let (cwrun, image) = (Cwrun::new(), Image::new());
+    let launches = cwrun.path("launches");
+    fs::create_dir(&launches).expect("the bed is writable");
+    let more = format!("[mkcw]\nenabled = true\nopen_registration = true\nlaunches = {launches:?}\n");
+    let broker = Broker::start_with(&cwrun.path("broker"), &more);
+    image.set_attestation_url(&broker.url);
+    let passphrase = fs::read_to_string(passphrase()).expect("make test makes the sample");
+    // What buildah sends that finds no firmware of krun's to measure.
+    let document = format!(
+        r#"{{"workload_id":"sample","launch_measurement":"","passphrase":"{passphrase}","tee_config":"{{\"flags\":{{\"bits\":15}},\"minfw\":{{\"major\":0,\"minor\":0}}}}"}}"#
+    );
+    broker.send("POST /kbs/v0/register_workload HTTP/1.1\r\n", &document);
+    let bundle = image
+        .bundle()
+        .annotation("io.cwrun.tee", "sim")
+        .annotation("krun.cpus", "1");
+    let run = || cwrun.run("mkcw", &bundle).deadline(180).finish();
+    let refused = run().expect(1);
+    assert!(
+        refused
+            .stderr
+            .contains("the key broker refuses the resource sample/key/disk: launches: buildah registered sample for krun"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(broker.last_verdict(), ["resource", "refused", "launches"]);
+    let measured = cwrun.ok(["measure", "--policy", bundle.path().to_str().expect("ASCII")]);
+    fs::write(launches.join("sample.toml"), measured).expect("the bed is writable");
+    assert_eq!(run().ok().text(), "hello, world from /home as nobody\n");
+    assert_eq!(broker.last_verdict(), ["resource", "released", ""]);
 }

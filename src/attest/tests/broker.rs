@@ -13,7 +13,7 @@ use broker::api::{Broker, Parts};
 use broker::appraisal::Appraiser;
 use broker::config::Config;
 use broker::key_file::StoreKey;
-use broker::policy::Policies;
+use broker::policy::{Launches, Policies};
 use broker::server::Server;
 use broker::store::Store;
 use broker::token::Tokens;
@@ -61,6 +61,7 @@ impl Place {
             .unwrap();
         let broker = Broker::new(Parts {
             policies: Policies::open(None).unwrap(),
+            launches: Launches::open(config.mkcw.launches.as_deref()).unwrap(),
             appraiser: Appraiser::new(&config.evidence, runtime.handle().clone()).unwrap(),
             store: Store::open(&config.store, &key).unwrap(),
             sessions: config.session_limits(),
@@ -242,6 +243,38 @@ fn the_workload_that_is_registered_gets_its_key_and_its_secrets() {
         assert_eq!(*client.resource(&resource).unwrap(), expected);
     }
     assert_eq!(place.refusals(), [""; 0]);
+}
+
+/// As `buildah mkcw` has it, which knows nothing of our launches: those that a file names are good.
+#[test]
+fn an_image_of_mkcw_gets_its_passphrase_once_its_launch_is_admitted() {
+    let launches = tempfile::tempdir().unwrap();
+    let place = Place::new(&format!(
+        "[evidence]\naccept_sim = true\n[mkcw]\nenabled = true\nopen_registration = true\nlaunches = {:?}\n",
+        launches.path()
+    ));
+    let mut connection = Connection::new(TcpStream::connect(place.address).unwrap());
+    let start = "POST /kbs/v0/register_workload HTTP/1.1";
+    let fields = [("Host", "broker"), ("Content-Type", "application/json")];
+    let body = r#"{"workload_id":"image","launch_measurement":"","passphrase":"open sesame","tee_config":"{\"flags\":{\"bits\":15},\"minfw\":{\"major\":0,\"minor\":0}}"}"#;
+    connection.send(start, &fields, body.as_bytes()).unwrap();
+    assert_eq!(connection.receive_response(1 << 20).unwrap().status, 200);
+    let ask = |byte| Sim::new(place.address, byte).ask("image", "key", "disk");
+    let refused = ask(1).unwrap_err();
+    assert!(
+        refused
+            .starts_with("the key broker refuses the resource image/key/disk: launches: buildah registered "),
+        "{refused}"
+    );
+    let policy = format!(
+        "launch_digests = [\"{}\"]\nhost_data = [\"{}\"]\nprocessors = [\"genoa\"]\n",
+        "01".repeat(48),
+        "01".repeat(32)
+    );
+    std::fs::write(launches.path().join("image.toml"), policy).unwrap();
+    assert_eq!(ask(1).unwrap(), b"open sesame");
+    assert!(ask(2).unwrap_err().contains(": launch-digest: "));
+    assert_eq!(place.refusals(), ["launches", "launch-digest"]);
 }
 
 #[test]

@@ -19,6 +19,7 @@ use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
+use tee::appraise::AppraisalPolicy;
 use workload::{Hex, Passphrase};
 
 use crate::appraisal::{Appraiser, Genuine, Refused, Tee};
@@ -26,7 +27,7 @@ use crate::config::Mkcw;
 use crate::jwe::EncryptionKey;
 use crate::metrics::{Gauges, Metrics};
 use crate::mkcw;
-use crate::policy::Policies;
+use crate::policy::{Launches, Policies};
 use crate::protocol::{self, ErrorInformation, ResourcePath};
 use crate::record::Registration;
 use crate::session::{self, SessionId, Sessions};
@@ -254,6 +255,8 @@ pub struct Parts {
     pub appraiser: Appraiser,
     /// Policy files.
     pub policies: Policies,
+    /// Files that admit launches.
+    pub launches: Launches,
     /// Signs tokens.
     pub tokens: Tokens,
     /// Verdicts.
@@ -271,6 +274,7 @@ pub struct Broker {
     session_seconds: u64,
     appraiser: Appraiser,
     policies: Policies,
+    launches: Launches,
     tokens: Tokens,
     verdicts: VerdictLog,
     admin: Option<Hex<32>>,
@@ -312,6 +316,7 @@ impl Broker {
             session_seconds: parts.sessions.session.as_secs(),
             appraiser: parts.appraiser,
             policies: parts.policies,
+            launches: parts.launches,
             tokens: parts.tokens,
             verdicts: parts.verdicts,
             admin: parts.admin,
@@ -515,7 +520,7 @@ impl Broker {
         subject.launch_digest = Some(evidence.launch_digest());
         // This dialect's clients give up here, not when they ask for the key.
         let registration = self.registration(&workload)?;
-        self.decide(&registration, &evidence)?;
+        self.decide(&registration, &challenge.request, &evidence)?;
         let attested = Attested {
             evidence,
             key: GuestKey::Pkcs1(key),
@@ -625,7 +630,7 @@ impl Broker {
                 let secret = registration
                     .resource(path)
                     .ok_or_else(|| Refusal::not_found(format!("there is no resource {path}")))?;
-                self.decide(&registration, &attested.evidence)?;
+                self.decide(&registration, &attested.asked, &attested.evidence)?;
                 encrypt(secret, &attested.key)
             });
         self.log("resource", call, &subject, Outcome::Released, result)
@@ -641,11 +646,28 @@ impl Broker {
     }
 
     /// Every policy that concerns a registration has to accept the evidence.
-    fn decide(&self, registration: &Registration, evidence: &Genuine) -> Result<(), Refusal> {
-        let files = self.policies.of(&registration.id).map_err(Refusal::internal)?;
+    fn decide(&self, registration: &Registration, asked: &Asked, evidence: &Genuine) -> Result<(), Refusal> {
+        let id = &registration.id;
+        let files = self.policies.of(id).map_err(Refusal::internal)?;
+        // SECURITY: buildah has registered krun's guest, which speaks the older dialect. Nothing in it says which of cwrun's are good.
+        let of_another = registration.host_data.is_none() && asked.workload.is_none();
+        let admitted = match of_another {
+            false => None,
+            true => Some(self.admitted(id)?),
+        };
         self.appraiser
-            .decide(evidence, registration, &files)
+            .decide(evidence, registration, admitted, &files)
             .map_err(Refusal::of_policy)
+    }
+
+    /// What was admitted of a workload that buildah registered.
+    fn admitted(&self, id: &str) -> Result<AppraisalPolicy, Refusal> {
+        self.launches.of(id).map_err(Refusal::internal)?.ok_or_else(|| {
+            let detail = format!(
+                "buildah registered {id} for krun, and no file {id}.toml in this broker's mkcw.launches admits another guest"
+            );
+            Refusal::new(403, "PolicyDeny", "launches", detail)
+        })
     }
 
     /// The session of a cookie or of a token.

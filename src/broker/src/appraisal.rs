@@ -110,8 +110,8 @@ impl PolicyFile {
             .collect();
         let host_data = match registration.host_data {
             Some(host_data) => HostData(host_data.0),
-            // The older dialect has none: there, the launch digest covers the workload.
-            None => evidence.report.host_data(),
+            // krun's guests have none: there, the launch digest covers the workload.
+            None => HostData([0; 32]),
         };
         AppraisalPolicy {
             launch_digests: both(registered, own.launch_digests.as_ref()),
@@ -325,16 +325,18 @@ impl Appraiser {
         Ok(Some(der))
     }
 
-    /// Whether the policy of a registration and those of files accept evidence.
+    /// Whether the policy of a registration and those of files accept evidence. `admitted` takes the place of the registration's, where it
+    /// is another's guest that was registered.
     pub fn decide(
         &self,
         genuine: &Genuine,
         registration: &Registration,
+        admitted: Option<AppraisalPolicy>,
         files: &[PolicyFile],
     ) -> Result<(), Refused> {
         let evidence = &genuine.evidence;
         let context = context(genuine.tee, genuine.report_data, &[])?;
-        let own = PolicyFile::of_registration(registration, evidence);
+        let own = admitted.unwrap_or_else(|| PolicyFile::of_registration(registration, evidence));
         for policy in std::iter::once(own).chain(files.iter().map(|file| file.policy(true, evidence))) {
             appraise(evidence, &policy, &context)?;
         }

@@ -53,7 +53,7 @@ fn decided(guest: &Guest, registration: &Registration, files: &[PolicyFile]) -> 
         .verify_json(Tee::Sim, &evidence(guest), &[EXPECTED])
         .unwrap();
     appraiser
-        .decide(&genuine, registration, files)
+        .decide(&genuine, registration, None, files)
         .err()
         .map(|refused| refused.clause)
 }
@@ -97,6 +97,26 @@ fn each_clause_refuses_by_its_name() {
     let mut allowed = registration();
     allowed.policy = file("allow_smt = true");
     assert_eq!(decided(&with(Policy::SMT), &allowed, &[]), None);
+}
+
+/// A launch that HOST_DATA goes with is not krun's: its digest would say nothing of what runs.
+#[test]
+fn a_guest_of_the_older_dialect_has_no_host_data() {
+    let registered = Registration {
+        host_data: None,
+        ..registration()
+    };
+    assert_eq!(decided(&guest(), &registered, &[]), Some("host-data"));
+    let krun = Guest {
+        host_data: HostData([0; 32]),
+        ..guest()
+    };
+    assert_eq!(decided(&krun, &registered, &[]), None);
+    let unmeasured = Registration {
+        launch_digests: BTreeMap::new(),
+        ..registered
+    };
+    assert_eq!(decided(&krun, &unmeasured, &[]), Some("launch-digest"));
 }
 
 #[test]

@@ -173,6 +173,8 @@ pub struct Mkcw {
     pub enabled: bool,
     /// Let anybody register workloads whose id is new, since buildah has no admin token.
     pub open_registration: bool,
+    /// Directory with files that admit launches of cwrun to what was registered so; see [`crate::policy`].
+    pub launches: Option<PathBuf>,
 }
 
 fn default_listen() -> SocketAddr {
@@ -294,7 +296,12 @@ mod tests {
             })
             .collect();
         let all = parse(&all).unwrap();
-        assert!(all.tls.is_some() && all.policies.is_some() && all.evidence.kds_url.is_some());
+        assert!(
+            all.tls.is_some()
+                && all.policies.is_some()
+                && all.mkcw.launches.is_some()
+                && all.evidence.kds_url.is_some()
+        );
         let mut default = parse("").unwrap();
         default.admin_token_sha256 = given.admin_token_sha256;
         assert_eq!(format!("{given:?}"), format!("{default:?}"));

@@ -10,7 +10,7 @@ use broker::api::{Broker, Parts};
 use broker::appraisal::Appraiser;
 use broker::config::Config;
 use broker::key_file::StoreKey;
-use broker::policy::Policies;
+use broker::policy::{Launches, Policies};
 use broker::server::{self, Server};
 use broker::store::Store;
 use broker::token::Tokens;
@@ -135,6 +135,7 @@ fn check(config: &Path) -> Result<()> {
     let config = Config::read(config)?;
     let key = StoreKey::read(&config.key_file)?;
     Policies::open(config.policies.as_deref())?;
+    Launches::open(config.mkcw.launches.as_deref())?;
     Appraiser::new(&config.evidence, runtime.handle().clone())?;
     if let Some(tls) = &config.tls {
         server::tls_acceptor(tls)?;
@@ -176,6 +177,7 @@ fn assemble(config: &Config, runtime: &tokio::runtime::Handle) -> Result<Broker>
     let key = StoreKey::read(&config.key_file)?;
     Ok(Broker::new(Parts {
         policies: Policies::open(config.policies.as_deref())?,
+        launches: Launches::open(config.mkcw.launches.as_deref())?,
         appraiser: Appraiser::new(&config.evidence, runtime.clone())?,
         store: Store::open(&config.store, &key)?,
         sessions: config.session_limits(),

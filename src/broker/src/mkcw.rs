@@ -8,6 +8,9 @@
 //! ```
 //!
 //! REPORT_DATA is SHA-512 of the nonce and the two numbers of the key as their texts are.
+//!
+//! What buildah registers is the launch of krun, with krun's kernel and init. Guests of cwrun ask for the same passphrase in the KBS
+//! protocol, as the resource `<workload_id>/key/disk`, and get it where [a file](crate::policy::Launches) admits their launch.
 
 use std::collections::BTreeMap;
 
@@ -157,6 +160,22 @@ impl Drop for Workload {
 }
 
 impl Workload {
+    /// krun's launch. buildah has none to tell where krun's firmware is not installed and `--ignore-attestation-errors` is given.
+    fn launch_digests(&self) -> Result<BTreeMap<u32, Hex<48>>, Error> {
+        if self.launch_measurement.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let digest: [u8; 48] = hex(&self.launch_measurement)
+            .and_then(|digest| digest.try_into().ok())
+            .ok_or(Error::Field {
+                field: "launch_measurement",
+                expected: "96 hexadecimal digits, or empty",
+            })?;
+        let config: Option<TeeConfig> = serde_json::from_str(&self.tee_config).ok();
+        let vcpus = config.and_then(|config| config.cpus).unwrap_or(1);
+        Ok(BTreeMap::from([(vcpus, Hex(digest))]))
+    }
+
     /// The registration that it means.
     pub fn registration(&self) -> Result<Registration, Error> {
         let field = |field, expected| Error::Field { field, expected };
@@ -166,17 +185,13 @@ impl Workload {
                 "1 to 128 of A-Z a-z 0-9 _ - . and not begin with a dot",
             ));
         }
-        let digest: [u8; 48] = hex(&self.launch_measurement)
-            .and_then(|digest| digest.try_into().ok())
-            .ok_or_else(|| field("launch_measurement", "96 hexadecimal digits"))?;
-        let config: Option<TeeConfig> = serde_json::from_str(&self.tee_config).ok();
+        if self.passphrase.is_empty() {
+            return Err(field("passphrase", "1 byte or more"));
+        }
         Ok(Registration {
             version: 1,
             id: self.workload_id.clone(),
-            launch_digests: BTreeMap::from([(
-                config.and_then(|config| config.cpus).unwrap_or(1),
-                Hex(digest),
-            )]),
+            launch_digests: self.launch_digests()?,
             host_data: None,
             key: Some(Passphrase::from_bytes(self.passphrase.as_bytes().to_vec())),
             secrets: BTreeMap::new(),

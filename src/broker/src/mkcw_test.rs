@@ -24,31 +24,48 @@ fn a_registration_of_buildah_is_taken() {
     let workload: Workload = serde_json::from_value(json!({
         "workload_id": "nginx",
         "launch_measurement": "AB".repeat(48),
-        "tee_config": "{\"workload_id\":\"nginx\",\"cpus\":2,\"ram_mib\":1024,\"tee\":\"snp\"}",
+        "tee_config": "{\"flags\":{\"bits\":15},\"minfw\":{\"major\":0,\"minor\":0}}",
         "passphrase": "open sesame",
     }))
     .unwrap();
     let registration = workload.registration().unwrap();
     assert_eq!(
         registration.launch_digests,
-        BTreeMap::from([(2, Hex([0xab; 48]))])
+        BTreeMap::from([(1, Hex([0xab; 48]))])
     );
     assert_eq!(registration.key.unwrap().as_bytes(), b"open sesame");
 }
 
+/// As where krun's firmware is not installed.
+#[test]
+fn a_registration_without_a_measurement_admits_no_launch() {
+    let workload = Workload {
+        workload_id: "nginx".into(),
+        launch_measurement: String::new(),
+        tee_config: String::new(),
+        passphrase: "open sesame".into(),
+    };
+    let registration = workload.registration().unwrap();
+    assert!(registration.launch_digests.is_empty() && registration.host_data.is_none());
+    let json = serde_json::to_vec(&registration).unwrap();
+    assert!(Registration::read(&json).is_ok(), "the store takes it");
+    assert!(Registration::parse(&json).is_err(), "an admin does not");
+}
+
 #[test]
 fn wrong_registrations_are_refused_by_name() {
-    for (id, digest, message) in [
-        ("", "ab".repeat(48), "workload_id should be"),
-        ("x/y", "ab".repeat(48), "workload_id should be"),
-        ("x", "ab".repeat(32), "launch_measurement should be"),
-        ("x", "zz".repeat(48), "launch_measurement should be"),
+    for (id, digest, passphrase, message) in [
+        ("", "ab".repeat(48), "p", "workload_id should be"),
+        ("x/y", "ab".repeat(48), "p", "workload_id should be"),
+        ("x", "ab".repeat(32), "p", "launch_measurement should be"),
+        ("x", "zz".repeat(48), "p", "launch_measurement should be"),
+        ("x", "ab".repeat(48), "", "passphrase should be"),
     ] {
         let workload = Workload {
             workload_id: id.into(),
             launch_measurement: digest,
             tee_config: String::new(),
-            passphrase: String::new(),
+            passphrase: passphrase.into(),
         };
         assert!(
             workload

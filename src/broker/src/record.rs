@@ -60,9 +60,10 @@ pub struct Registration {
     pub version: u32,
     /// Names the workload, and begins the path of its resources.
     pub id: String,
-    /// Expected launch digest for each number of vCPUs.
+    /// Expected launch digest for each number of vCPUs. Only registrations of the older dialect may have none, and then no launch is good.
     pub launch_digests: BTreeMap<u32, Hex<48>>,
-    /// SHA-256 of the Workload. Only registrations of the older dialect, whose launch digest covers everything, have none.
+    /// SHA-256 of the Workload. Only registrations of the older dialect have none: krun's launch digest covers everything, and guests of
+    /// cwrun need a file in [`mkcw.launches`](crate::config::Mkcw::launches).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_data: Option<Hex<32>>,
     /// What unlocks the disk.
@@ -113,8 +114,8 @@ impl Registration {
         if !is_name(&self.id) {
             return wrong("id", "1 to 128 of A-Z a-z 0-9 _ - . and not begin with a dot");
         }
-        // Without a digest, every program in a confidential guest would get the key.
-        if self.launch_digests.is_empty() || self.launch_digests.len() > MAX_DIGESTS {
+        let fewest = usize::from(self.host_data.is_some());
+        if !(fewest..=MAX_DIGESTS).contains(&self.launch_digests.len()) {
             return wrong("launch_digests", "at least one and at most 256 digests");
         }
         if self.secrets.len() > MAX_SECRETS || !self.secrets.keys().all(|name| is_name(name)) {

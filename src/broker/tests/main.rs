@@ -6,4 +6,5 @@ mod crash;
 mod fuzz;
 mod harness;
 mod limits;
+mod mkcw;
 mod protocol;

@@ -385,7 +385,7 @@ pub struct Check {
 /// `measure`
 #[derive(Debug, Args)]
 pub struct Measure {
-    /// Bundle directory, or a sealed image: oci:DIR[:TAG], oci-archive:FILE[:TAG]; without it, launch digests alone
+    /// Bundle directory, the root file system of an image of mkcw, or a sealed image: oci:DIR[:TAG], oci-archive:FILE[:TAG]; without it, launch digests alone
     pub subject: Option<String>,
     /// Number of vCPUs, or a range such as 1..8 [default: the bundle's, or 1 to vm.max_vcpus]
     #[arg(long, value_name = "N", value_parser = crate::commands::measure::parse_vcpus)]

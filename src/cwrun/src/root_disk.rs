@@ -106,9 +106,9 @@ pub fn obtain(bundle: &Bundle, settings: &Settings) -> Result<RootDisk> {
         if let Some(disk) = mkcw_disk::find(rootfs)? {
             let passphrase = mkcw_disk::passphrase(bundle, &settings.development)?;
             return Ok(RootDisk {
-                images: vec![disk],
+                images: vec![disk.file],
                 keys: Keys::Passphrase { passphrase },
-                root: RootFs::Mkcw,
+                root: RootFs::Mkcw { header: disk.header },
             });
         }
         let stacked = match Overlay::mounted_on(rootfs)? {

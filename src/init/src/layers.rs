@@ -29,8 +29,8 @@ pub type Lower = (Vec<String>, Option<InnerConfig>);
 pub fn activate(mapper: &Mapper, root: &RootFs, keys: &Keys) -> Result<Lower> {
     match (root, keys) {
         (RootFs::Layers { layers }, Keys::Layers { keys }) => Ok((stack(mapper, layers, keys)?, None)),
-        (RootFs::Mkcw, Keys::Passphrase { passphrase }) => {
-            let (lower, config) = mkcw_disk::activate(mapper, LAYER_DISK, passphrase)
+        (RootFs::Mkcw { header }, Keys::Passphrase { passphrase }) => {
+            let (lower, config) = mkcw_disk::activate(mapper, LAYER_DISK, header, passphrase)
                 .map_err(|failure| Failure::other(format!("mkcw disk: {failure}")))?;
             Ok((vec![lower], Some(config)))
         }

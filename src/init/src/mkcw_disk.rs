@@ -2,10 +2,11 @@
 //!
 //! ```text
 //!   /dev/vda ── LUKS1 header, strictly read ─► dm-crypt, read-only ─► ext4, read-only ─► /l/0
-//!                                                                     └ /.krun_config.json: what runs
+//!                └ the one that the Workload names                    └ /.krun_config.json: what runs
 //! ```
 //!
-//! SECURITY: nothing authenticates the file system. The kernel's ext4 reads what a host can garble; see `docs/mkcw.md`.
+//! SECURITY: the header is the Workload's, so no other disk is opened, not even one with the same passphrase. But nothing authenticates the
+//! file system. The kernel's ext4 reads what a host can garble; see `docs/mkcw.md`.
 
 use crate::dm::{Access, Mapper, Target};
 use crate::failure::{Context as _, Failure, Result};
@@ -14,16 +15,24 @@ use crate::{layers, world};
 use mkcw::{Footer, Header, INNER_CONFIG, InnerConfig, MAX_INNER_CONFIG, ReadAt};
 use std::fs::File;
 use std::io::Read as _;
-use workload::{Crypt, Passphrase, VolumeKey};
+use workload::{Crypt, Hex, Passphrase, VolumeKey};
 
-/// Unlocks and mounts the disk; returns where, and what is to run in it.
-pub fn activate(mapper: &Mapper, disk: &str, passphrase: &Passphrase) -> Result<(String, InnerConfig)> {
+/// Unlocks and mounts the disk, whose header has this SHA-256; returns where, and what is to run in it.
+pub fn activate(
+    mapper: &Mapper,
+    disk: &str,
+    expected: &Hex<32>,
+    passphrase: &Passphrase,
+) -> Result<(String, InnerConfig)> {
     let file = File::open(disk).context(|| format!("open {disk}"))?;
     let end = match Footer::read(&file).map_err(told)? {
         Some(footer) => footer.offset,
         None => file.length().context(|| format!("length of {disk}"))?,
     };
-    let header = Header::read(&file, end).map_err(told)?;
+    // Read once: what is hashed is what is used, whatever the host does to the disk meanwhile.
+    let header = Header::read(&file, end)
+        .and_then(|header| header.expect(&expected.0))
+        .map_err(told)?;
     let opened = header.unlock(&file, passphrase.as_bytes()).map_err(told)?;
     let shape = Crypt {
         offset: opened.payload_offset,

@@ -3,7 +3,7 @@
 //! ```text
 //!   TEE ─ evidence ─► client (crate attest) ── vsock port BROKER ── the host passes it on ── key broker
 //!                        │
-//!                        ├ ID/key/disk      volume keys, for `layers`; wiped when the kernel has them
+//!                        ├ ID/key/disk      volume keys, or a passphrase, for `layers`; wiped when the kernel has them
 //!                        └ ID/secret/NAME   a file in memory, or a variable of the first process
 //! ```
 //!
@@ -22,15 +22,20 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 use workload::protocol::{BROKER, HOST_CID, Keys};
-use workload::{Blob, InjectedFile, RootFs, Sealed, SecretPlace, TeeKind, VolumeKey, Workload};
+use workload::{
+    Blob, InjectedFile, Layer, Passphrase, RootFs, Sealed, SecretPlace, TeeKind, VolumeKey, Workload,
+};
 use zeroize::{Zeroize as _, Zeroizing};
 
 /// How long one answer may take. The host's own limit is shorter, so that it has time to say so.
 const ANSWER: Duration = Duration::from_secs(30);
 
+/// Longest passphrase of a disk of mkcw, in bytes.
+const MAX_PASSPHRASE: usize = 8192;
+
 /// What the broker gave.
 pub struct Released {
-    /// Of the layers.
+    /// Of the root file system.
     pub keys: Keys,
     /// Beside those of the engine.
     pub secrets: Secrets,
@@ -96,7 +101,7 @@ fn ask<S: Surroundings>(
             .map_err(|error| Failure::other(error.to_string()))
     };
     let disk_key = get("key", "disk")?;
-    let keys = volume_keys(&workload.root, &disk_key)?;
+    let keys = disk_keys(&workload.root, &disk_key)?;
     let mut secrets = Secrets::default();
     for secret in &sealed.secrets {
         let content = get("secret", &secret.name)?;
@@ -111,13 +116,29 @@ fn ask<S: Surroundings>(
     Ok(Released { keys, secrets })
 }
 
+/// What the resource `key/disk` means for this root file system.
+fn disk_keys(root: &RootFs, bytes: &[u8]) -> Result<Keys> {
+    match root {
+        RootFs::Layers { layers } => volume_keys(layers, bytes),
+        RootFs::Mkcw { .. } => passphrase(bytes),
+    }
+}
+
+/// As its owner gave it to `buildah`.
+fn passphrase(bytes: &[u8]) -> Result<Keys> {
+    if !(1..=MAX_PASSPHRASE).contains(&bytes.len()) {
+        return Err(Failure::other(format!(
+            "the key broker's passphrase of the disk has {} bytes, not 1 to {MAX_PASSPHRASE}",
+            bytes.len()
+        )));
+    }
+    Ok(Keys::Passphrase {
+        passphrase: Passphrase::from_bytes(bytes.to_vec()),
+    })
+}
+
 /// One key after the other, in the order of the layers.
-fn volume_keys(root: &RootFs, bytes: &[u8]) -> Result<Keys> {
-    let RootFs::Layers { layers } = root else {
-        return Err(Failure::other(
-            "the workload is sealed and its root file system has no layers",
-        ));
-    };
+fn volume_keys(layers: &[Layer], bytes: &[u8]) -> Result<Keys> {
     let (keys, rest) = bytes.as_chunks::<{ VolumeKey::LEN }>();
     if keys.len() != layers.len() || !rest.is_empty() {
         return Err(Failure::other(format!(

@@ -41,13 +41,13 @@ fn message<T>(result: Result<T>) -> String {
 #[test]
 fn a_disks_key_is_one_volume_key_for_each_layer_in_their_order() {
     let bytes: Vec<u8> = (0..128).collect();
-    let Ok(Keys::Layers { keys }) = volume_keys(&layers(2), &bytes) else {
+    let Ok(Keys::Layers { keys }) = disk_keys(&layers(2), &bytes) else {
         panic!("two keys")
     };
     assert_eq!(keys[0].as_bytes()[..], bytes[..64]);
     assert_eq!(keys[1].as_bytes()[..], bytes[64..]);
     for (count, length) in [(1, 128), (2, 64), (2, 127), (2, 129), (1, 0), (1, 63)] {
-        let said = message(volume_keys(&layers(count), &vec![0; length]));
+        let said = message(disk_keys(&layers(count), &vec![0; length]));
         assert_eq!(
             said,
             format!(
@@ -56,7 +56,22 @@ fn a_disks_key_is_one_volume_key_for_each_layer_in_their_order() {
             )
         );
     }
-    assert!(message(volume_keys(&RootFs::Mkcw, &[])).contains("has no layers"));
+}
+
+#[test]
+fn the_key_of_a_disk_of_mkcw_is_its_passphrase() {
+    let root = RootFs::Mkcw { header: Hex([0; 32]) };
+    let Ok(Keys::Passphrase { passphrase }) = disk_keys(&root, b"open sesame") else {
+        panic!("a passphrase")
+    };
+    assert_eq!(passphrase.as_bytes(), b"open sesame");
+    assert!(disk_keys(&root, &[b'x'; 8192]).is_ok());
+    for length in [0, 8193] {
+        assert_eq!(
+            message(disk_keys(&root, &vec![0; length])),
+            format!("the key broker's passphrase of the disk has {length} bytes, not 1 to 8192")
+        );
+    }
 }
 
 #[test]

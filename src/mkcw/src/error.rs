@@ -27,6 +27,9 @@ pub enum Error {
     /// The header is not one that this crate accepts.
     #[error("the LUKS1 header of the disk is not valid")]
     Header(#[source] WrongField),
+    /// The header is a good one, of another disk.
+    #[error("the LUKS1 header is not that of the disk that should be here")]
+    OtherHeader(#[source] WrongField),
     /// The workload configuration is not one that krun would understand.
     #[error("the workload configuration is not valid")]
     Workload(#[source] WrongField),

@@ -20,6 +20,7 @@
 use std::ops::Range;
 
 use luks::MATERIAL_LEN;
+use sha2::{Digest as _, Sha256};
 
 use crate::{BLOCK, Error, ReadAt, SECTOR, WrongField};
 
@@ -39,6 +40,7 @@ const UNUSED: u32 = 0x0000_dead;
 /// A valid header, and where the payload lies. Nothing of it is known to be true.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
+    sha256: [u8; 32],
     uuid: String,
     payload: Range<u64>,
     pub(crate) digest: KeyDigest,
@@ -87,10 +89,10 @@ impl Header {
         if fields.take::<6>() != *MAGIC {
             return Err(Error::Magic);
         }
-        Self::fields(fields, end).map_err(Error::Header)
+        Self::fields(fields, end, Sha256::digest(bytes).into()).map_err(Error::Header)
     }
 
-    fn fields(mut fields: Fields<'_>, end: u64) -> Result<Self, WrongField> {
+    fn fields(mut fields: Fields<'_>, end: u64, sha256: [u8; 32]) -> Result<Self, WrongField> {
         exactly("version", u16::from_be_bytes(fields.take()).into(), 1)?;
         fields.text::<32>("cipher-name", "aes")?;
         fields.text::<32>("cipher-mode", "xts-plain64")?;
@@ -108,6 +110,7 @@ impl Header {
             slots.extend(Slot::parse(number, &mut fields, payload.start)?);
         }
         let header = Self {
+            sha256,
             uuid,
             payload,
             digest,
@@ -144,6 +147,29 @@ impl Header {
         Ok(())
     }
 
+    /// SHA-256 of its bytes, as they were read. Two disks have different ones, since volume keys and salts are random.
+    #[must_use]
+    pub fn sha256(&self) -> [u8; 32] {
+        self.sha256
+    }
+
+    /// The header, if it is the one with this SHA-256.
+    ///
+    /// SECURITY: a passphrase can open more than one disk, and who has seen an old one would give a guest that.
+    ///
+    /// # Errors
+    /// [`Error::OtherHeader`].
+    pub fn expect(self, sha256: &[u8; 32]) -> Result<Self, Error> {
+        if self.sha256 != *sha256 {
+            return Err(Error::OtherHeader(WrongField::new(
+                "SHA-256",
+                hex(&self.sha256),
+                hex(sha256),
+            )));
+        }
+        Ok(self)
+    }
+
     /// UUID in its usual form.
     #[must_use]
     pub fn uuid(&self) -> &str {
@@ -163,6 +189,10 @@ impl Header {
         // The digest is computed once for each key slot that is tried.
         slots.map(|own| own + u64::from(self.digest.iterations)).sum()
     }
+}
+
+fn hex(digest: &[u8; 32]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Slot {

@@ -56,6 +56,26 @@ fn what_mkcw_writes() {
 }
 
 #[test]
+fn the_hash_of_a_header_is_of_every_bit_that_was_read() {
+    let hash = |bytes: &[u8; HEADER_LEN]| Header::parse(bytes, END).unwrap().sha256();
+    let own = hash(&sample());
+    assert_eq!(own, <[u8; 32]>::from(Sha256::digest(sample())));
+    // The volume key's digest, a salt in use, a salt that is not: nothing else would tell.
+    for at in [112, 216, 264] {
+        let mut other = sample();
+        other[at] ^= 1;
+        assert_ne!(hash(&other), own, "byte {at}");
+        let header = Header::parse(&other, END).unwrap();
+        let Err(Error::OtherHeader(cause)) = header.expect(&own) else {
+            panic!("taken for another")
+        };
+        assert_eq!(cause.field, "SHA-256");
+        assert_eq!(cause.expected, super::hex(&own));
+    }
+    assert!(Header::parse(&sample(), END).unwrap().expect(&own).is_ok());
+}
+
+#[test]
 fn ciphers_are_refused_by_name() {
     let texts = [
         (8, "cipher_null", "cipher-name", "aes"),

@@ -127,8 +127,18 @@ pub enum RootFs {
         layers: Vec<Layer>,
     },
     /// A disk that `buildah mkcw` made. Its own `/.krun_config.json` says what runs in it, in place of `args`, `env`, `cwd` and
-    /// `user` of [`Process`]. The disk is encrypted but nothing in this document vouches for its content.
-    Mkcw,
+    /// `user` of [`Process`]. The disk is encrypted, but nothing in this document vouches for the content of its file system.
+    Mkcw {
+        /// SHA-256 of the LUKS1 header, the first 592 bytes of the disk. It tells this disk's volume key from that of any other.
+        header: Hex<32>,
+    },
+}
+
+impl RootFs {
+    /// Whether it is a disk that `buildah mkcw` made.
+    pub fn is_mkcw(&self) -> bool {
+        matches!(self, Self::Mkcw { .. })
+    }
 }
 
 /// One part of a disk: EROFS under dm-verity under dm-crypt.
@@ -594,7 +604,7 @@ impl Workload {
         if self.start_hooks.iter().any(|hook| !hook.path.starts_with('/')) {
             return field("start_hooks", "has a path that is not absolute");
         }
-        if self.root == RootFs::Mkcw && !self.start_hooks.is_empty() {
+        if self.root.is_mkcw() && !self.start_hooks.is_empty() {
             return field("start_hooks", "would run beside what the disk says is to run");
         }
         let hooks = self.start_hooks.iter();

@@ -75,7 +75,7 @@ fn hook(path: &str) -> Hook {
 fn layers(workload: &mut Workload) -> &mut Vec<Layer> {
     match &mut workload.root {
         RootFs::Layers { layers } => layers,
-        RootFs::Mkcw => panic!("no layers"),
+        RootFs::Mkcw { .. } => panic!("no layers"),
     }
 }
 
@@ -137,7 +137,7 @@ fn fields_no_honest_host_writes_are_refused() {
         }),
         ("start_hooks", |w| w.start_hooks.push(hook("bin/x"))),
         ("start_hooks", |w| {
-            w.root = RootFs::Mkcw;
+            w.root = RootFs::Mkcw { header: Hex([0; 32]) };
             w.start_hooks.push(hook("/bin/x"));
         }),
         ("strings", |w| {

@@ -11,7 +11,7 @@
 //! owner allowed by name.
 
 use crate::Hex;
-use crate::document::{DeviceKind, Error, Process, RootFs, Workload};
+use crate::document::{DeviceKind, Error, Process, Workload};
 use crate::environment::Environment;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde::{Deserialize, Serialize};
@@ -39,8 +39,8 @@ pub const MAX_RULES: usize = 256;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sealed {
-    /// Its registration with the broker: 1 to 64 of `A-Z a-z 0-9 . _ -`, no dot in front. The keys of the layers are its resource
-    /// `key/disk`: 64 bytes for each, in their order.
+    /// Its registration with the broker: 1 to 64 of `A-Z a-z 0-9 . _ -`, no dot in front. What opens the disk is its resource `key/disk`:
+    /// of layers, 64 bytes for each, in their order; of a disk of mkcw, its passphrase.
     pub id: String,
     /// What the engine may change.
     pub allow: BTreeSet<Allow>,
@@ -272,8 +272,9 @@ impl Sealed {
         if workload.tee.is_none() {
             return field("tee", "is missing, and only a TEE can open a sealed workload");
         }
-        if matches!(workload.root, RootFs::Mkcw) {
-            return field("root", "is a disk of mkcw, which is sealed in its own way");
+        let of_process = |rule: &Allow| matches!(rule, Allow::Args | Allow::Cwd | Allow::Env(_));
+        if workload.root.is_mkcw() && self.allow.iter().any(of_process) {
+            return field("sealed.allow", "has rules for what a disk of mkcw says itself");
         }
         let of_host = |device: &crate::Device| matches!(device.kind, DeviceKind::Disk { .. });
         if workload.devices.iter().any(of_host) {

@@ -111,7 +111,10 @@ fn what_no_sealed_workload_has_is_refused() {
     }
     let cases: [Spoiled; 20] = [
         ("tee", |w| w.tee = None),
-        ("root", |w| w.root = RootFs::Mkcw),
+        ("sealed.allow", |w| {
+            // Its rules are about arguments and variables.
+            w.root = RootFs::Mkcw { header: Hex([0; 32]) }
+        }),
         ("devices", |w| {
             w.devices.push(Device {
                 path: "/dev/sda".into(),

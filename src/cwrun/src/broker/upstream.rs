@@ -29,8 +29,8 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// For a sealed container. `image` is what its image says, where it does.
-    pub fn choose(bundle: &Bundle, settings: &Settings, image: Option<&str>) -> Result<Self> {
+    /// For a sealed container. `image` is what its image says, where it does, and where that is.
+    pub fn choose(bundle: &Bundle, settings: &Settings, image: Option<(&str, &str)>) -> Result<Self> {
         let annotated = bundle.annotation(BROKER);
         let (url, by) = decide(annotated, settings, image)?;
         Self::at(url, &by, settings)
@@ -69,14 +69,14 @@ pub fn refuse_unused(bundle: &Bundle) -> Result<()> {
 fn decide<'a>(
     annotated: Option<&'a str>,
     settings: &'a Settings,
-    image: Option<&'a str>,
+    image: Option<(&'a str, &str)>,
 ) -> Result<(&'a str, String)> {
     let own = settings.url.as_deref();
     let by = format!("config.json: annotation {BROKER}");
     let (url, by) = match (annotated, own, image) {
         (Some(url), ..) => (url, by),
         (None, Some(url), _) => return Ok((url, "cwrun.toml: broker.url".to_owned())),
-        (None, None, Some(url)) => (url, "the sealed image's broker.json".to_owned()),
+        (None, None, Some((url, by))) => (url, by.to_owned()),
         (None, None, None) => bail!(
             "the container is sealed, and nobody names its key broker: annotation {BROKER}, broker.url in cwrun.toml, or the image"
         ),

@@ -14,6 +14,7 @@ fn bundle(annotations: Value) -> (tempfile::TempDir, Bundle) {
 
 fn choose(annotations: Value, settings: &Settings, image: Option<&str>) -> Result<Upstream, String> {
     let (_dir, bundle) = bundle(annotations);
+    let image = image.map(|url| (url, "the image's file"));
     Upstream::choose(&bundle, settings, image).map_err(|error| format!("{error:#}"))
 }
 
@@ -60,7 +61,7 @@ fn a_host_can_have_one_broker_for_all() {
     };
     let error = choose(json!({}), &none, Some("http://c")).unwrap_err();
     assert!(
-        error.contains("broker.json") && error.contains("forbids others"),
+        error.contains("the image's file") && error.contains("forbids others"),
         "{error}"
     );
 }

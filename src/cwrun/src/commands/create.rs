@@ -11,6 +11,7 @@ use crate::launch::{self, Role};
 use crate::logging::phase;
 use crate::machine::stdio::Stdio;
 use crate::machine::{Machine, terminal};
+use crate::mkcw_disk;
 use crate::network::passt::Passt;
 use crate::root_disk;
 use crate::sealed::{self, rules};
@@ -158,7 +159,10 @@ fn prepare(
     args: &Create,
     console: Console,
 ) -> Result<Machine> {
-    let image = sealed::find(&bundle.rootfs)?;
+    let image = match sealed::find(&bundle.rootfs)? {
+        None => mkcw_disk::of_broker(bundle, || tee::of_mkcw(bundle, settings))?,
+        image => image,
+    };
     let chosen = match &image {
         None => tee::choose(bundle, settings)?,
         Some(image) => Some(tee::of_sealed(bundle, settings, &image.contents)?),
@@ -177,7 +181,7 @@ fn prepare(
         None => broker::refuse_unused(bundle).map(|()| None)?,
         Some(image) => {
             let hint = image.contents.broker.as_ref();
-            let hint = hint.map(|hint| hint.url.as_str());
+            let hint = hint.map(|hint| (hint.url.as_str(), image.named_by));
             Some(Upstream::choose(bundle, &settings.broker, hint)?)
         }
     };
@@ -238,7 +242,7 @@ pub fn describe(
 /// Completes a Workload.
 pub fn set_root(workload: &mut Workload, root: RootFs) -> Result<()> {
     ensure!(
-        workload.start_hooks.is_empty() || root != RootFs::Mkcw,
+        workload.start_hooks.is_empty() || !root.is_mkcw(),
         "config.json: hooks.startContainer: not possible with a disk of mkcw, which says itself what runs"
     );
     workload.root = root;

@@ -15,12 +15,13 @@ use crate::cli::Measure;
 use crate::image::Reference;
 use crate::infra;
 use crate::logging::phase;
+use crate::mkcw_disk;
 use crate::overlay::Overlay;
 use crate::root_disk;
 use crate::sealed::{self, Contents};
 use crate::settings::{MAX_VCPUS, Settings};
 use crate::tee::expected::{GuestFiles, expected};
-use crate::tee::{host, wanted};
+use crate::tee::{Wish, host, wanted, wanted_by_mkcw};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use sha2::{Digest as _, Sha384};
@@ -34,7 +35,7 @@ use tee::launch::{LaunchDigest, PageType, Policy};
 use tee::measure::Plan;
 use tee::report::HostData;
 use tee::vmsa::{CpuModel, Variant};
-use workload::{Hex, RootFs, TeeKind, Workload};
+use workload::{Hex, Tee, TeeKind, Workload};
 
 /// What a launch uses if nothing else is asked for.
 const LAUNCHED: Variant = Variant::Linux6_11;
@@ -97,10 +98,26 @@ struct Subject {
 
 impl Subject {
     fn of(name: &str, settings: &Settings) -> Result<Self> {
+        let path = Path::new(name);
         match Reference::parse(name) {
             Some(image) => Self::of_image(&image, settings),
-            None => Self::of_bundle(Path::new(name), settings),
+            None if path.join(mkcw_disk::CONFIG).exists() => Self::of_mkcw(path, settings),
+            None => Self::of_bundle(path, settings),
         }
+    }
+
+    /// Of the root file system of an image of mkcw, which says all that is measured. What such an image runs in is SEV-SNP, or what this
+    /// machine's administrator has set.
+    fn of_mkcw(rootfs: &Path, settings: &Settings) -> Result<Self> {
+        let kind = match settings.tee.kind {
+            Wish::Sim => TeeKind::Sim,
+            Wish::None | Wish::Snp | Wish::Auto => TeeKind::Snp,
+        };
+        let what = || format!("root file system {}", rootfs.display());
+        let disk = mkcw_disk::find(rootfs).with_context(what)?;
+        let disk = disk.with_context(|| format!("{}: there is no /{}", what(), mkcw_disk::DISK))?;
+        let image = disk.seal(Tee { kind, exec: false }).with_context(what)?;
+        Ok(Self::of_sealed(rootfs.display().to_string(), &image.contents))
     }
 
     fn of_bundle(dir: &Path, settings: &Settings) -> Result<Self> {
@@ -111,7 +128,11 @@ impl Subject {
             dir.display()
         );
         let sizing = Sizing::of(&bundle, settings)?;
-        if let Some(image) = sealed::find(&bundle.rootfs)? {
+        let image = match sealed::find(&bundle.rootfs)? {
+            None => mkcw_disk::of_broker(&bundle, || wanted_by_mkcw(&bundle, settings))?,
+            image => image,
+        };
+        if let Some(image) = image {
             return Ok(Self {
                 vcpus: Some(sizing.vcpus),
                 ..Self::of_sealed(dir.display().to_string(), &image.contents)
@@ -125,12 +146,7 @@ impl Subject {
         };
         let workload = of_bundle(&bundle, &sizing, tee, settings)?;
         let mut notes = Vec::new();
-        if workload.root == RootFs::Mkcw {
-            notes.push(
-                "HOST_DATA says nothing of the root file system: a disk of mkcw is not in the Workload"
-                    .to_owned(),
-            );
-        } else if Overlay::mounted_on(&bundle.rootfs)?.is_some_and(|overlay| overlay.upper.is_some()) {
+        if Overlay::mounted_on(&bundle.rootfs)?.is_some_and(|overlay| overlay.upper.is_some()) {
             notes.push(
                 "HOST_DATA is this container's alone: its root file system has an upper directory, and what the engine puts there, with the time that it does, is in the root hash"
                     .to_owned(),
@@ -162,6 +178,12 @@ impl Subject {
         let mut notes = Vec::new();
         if tee == TeeKind::Sim {
             notes.push("the TEE is simulated: it protects nothing".to_owned());
+        }
+        if workload.root.is_mkcw() {
+            notes.push(
+                "HOST_DATA says of the root file system only which LUKS header it has: a host can garble the rest unnoticed"
+                    .to_owned(),
+            );
         }
         Self {
             source,

@@ -65,6 +65,8 @@ pub struct Contents {
 pub struct Image {
     /// What it says.
     pub contents: Contents,
+    /// Where it says which broker it is.
+    pub named_by: &'static str,
     /// The disk, open for reading.
     pub disk: File,
 }
@@ -180,7 +182,11 @@ pub fn find(rootfs: &Path) -> Result<Option<Image>> {
     let length = disk.metadata().with_context(|| what(DISK))?.len();
     let contents = Contents::parse(&document, broker.as_deref(), length)
         .with_context(|| format!("sealed image {}", rootfs.display()))?;
-    Ok(Some(Image { contents, disk }))
+    Ok(Some(Image {
+        contents,
+        named_by: "the sealed image's broker.json",
+        disk,
+    }))
 }
 
 /// The content of a small file.

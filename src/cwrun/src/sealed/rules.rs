@@ -34,7 +34,11 @@ const CUSTOMARY_DEVICES: [(&str, u32, u32); 6] = [
 /// Compares what the engine wants to run with what the owner sealed, which is returned, and puts what may differ into the environment. The
 /// error names the field of config.json that may not.
 pub fn apply(engine: &Workload, sealed: &Workload, environment: &mut Environment) -> Result<Workload> {
-    process(&engine.process, sealed, &mut environment.changes)?;
+    let process_of_engine = match sealed.root.is_mkcw() {
+        true => &beside_mkcw(&engine.process, &sealed.process),
+        false => &engine.process,
+    };
+    process(process_of_engine, sealed, &mut environment.changes)?;
     ensure!(
         sealed.readonly_root || !engine.readonly_root,
         "config.json: root.readonly: the sealed workload can write to its root file system, which no rule lets the host change"
@@ -60,6 +64,17 @@ pub fn apply(engine: &Workload, sealed: &Workload, environment: &mut Environment
         .admit(environment)
         .map_err(|error| anyhow::anyhow!("config.json: {error}"))?;
     Ok(sealed.clone())
+}
+
+/// What a disk of mkcw says itself is not looked at, as krun does not look at it.
+fn beside_mkcw(engine: &Process, owner: &Process) -> Process {
+    Process {
+        args: owner.args.clone(),
+        env: owner.env.clone(),
+        cwd: owner.cwd.clone(),
+        user: owner.user.clone(),
+        ..engine.clone()
+    }
 }
 
 fn process(engine: &Process, sealed: &Workload, changes: &mut Changes) -> Result<()> {

@@ -359,3 +359,31 @@ fn a_root_that_the_owner_made_read_only_stays_so() {
     set(&mut config, "/root/readonly", json!(true));
     run(&config, &sealed).unwrap();
 }
+
+/// The image says itself what runs, so an engine's word for it is not looked at; everything else is.
+#[test]
+fn beside_a_disk_of_mkcw_only_the_rest_is_compared() {
+    let sealed = Workload {
+        root: workload::RootFs::Mkcw {
+            header: workload::Hex([0; 32]),
+        },
+        ..workload(&["terminal"])
+    };
+    let mut config = good();
+    for (pointer, value) in [
+        ("/process/args", json!(["/entrypoint"])),
+        ("/process/env", json!(["GREETING=goodbye"])),
+        ("/process/cwd", json!("/home")),
+        ("/process/user", json!({"uid": 1, "gid": 2})),
+    ] {
+        set(&mut config, pointer, value);
+    }
+    let environment = run(&config, &sealed).unwrap();
+    assert!(environment.changes.is_empty(), "{:?}", environment.changes);
+    set(&mut config, "/process/terminal", json!(true));
+    assert_eq!(run(&config, &sealed).unwrap().changes.terminal, Some(true));
+    let mount = json!({"destination": "/evil", "type": "tmpfs", "source": "tmpfs"});
+    set(&mut config, "/mounts/-", mount);
+    let error = run(&config, &sealed).unwrap_err();
+    assert!(error.contains("mounts: tmpfs on /evil"), "{error}");
+}

@@ -235,13 +235,7 @@ impl Asked {
 }
 
 /// A workload as podman would write the bundle of an image, for a user's own machine.
-pub(super) fn of_engine(
-    args: Vec<String>,
-    env: Vec<String>,
-    cwd: String,
-    user: User,
-    scratch: Scratch,
-) -> Workload {
+pub fn of_engine(args: Vec<String>, env: Vec<String>, cwd: String, user: User, scratch: Scratch) -> Workload {
     let all = CAPABILITIES.iter().filter_map(|name| Capability::by_name(name));
     let all: std::collections::BTreeSet<_> = all.collect();
     let own = if user.uid == 0 {

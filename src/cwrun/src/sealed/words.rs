@@ -143,7 +143,9 @@ fn root(workload: &Workload) -> String {
                 hashes.join(" ")
             )
         }
-        RootFs::Mkcw => "a disk of mkcw".to_owned(),
+        RootFs::Mkcw { header } => format!(
+            "a disk of mkcw with the LUKS header {header}, encrypted, and not protected from changes{access}"
+        ),
     }
 }
 

@@ -15,6 +15,7 @@ mod sim;
 
 use crate::bundle::{Bundle, annotations, krun};
 use crate::guest_files;
+use crate::mkcw_disk;
 use crate::sealed::Contents;
 use crate::settings::{Settings, Tee as TeeSettings};
 use anyhow::{Context, Result, bail, ensure};
@@ -65,6 +66,38 @@ pub fn wanted(bundle: &Bundle, settings: &Settings) -> Result<Option<workload::T
     choose_where(bundle, settings, || Ok(()))
 }
 
+/// The TEE for an image of mkcw whose passphrase is with a key broker, or an error: there is none without.
+pub fn of_mkcw(bundle: &Bundle, settings: &Settings) -> Result<workload::Tee> {
+    of_mkcw_where(bundle, settings, || host::support().map(drop))
+}
+
+/// The same on a machine that has SEV-SNP.
+pub fn wanted_by_mkcw(bundle: &Bundle, settings: &Settings) -> Result<workload::Tee> {
+    of_mkcw_where(bundle, settings, || Ok(()))
+}
+
+fn of_mkcw_where(
+    bundle: &Bundle,
+    settings: &Settings,
+    support: impl Fn() -> Result<()>,
+) -> Result<workload::Tee> {
+    if let Some(tee) = choose_where(bundle, settings, &support)? {
+        return Ok(tee);
+    }
+    let exec = exec(bundle)?;
+    let by = format!("/{} in the image", mkcw_disk::CONFIG);
+    ensure!(
+        bundle.annotation(annotations::TEE) != Some("none"),
+        "config.json: annotation {}: \"none\" contradicts {by}, which demands SEV-SNP: a key broker gives the passphrase to no other guest",
+        annotations::TEE
+    );
+    support().with_context(|| format!("{by}: SEV-SNP is demanded and can't be had here"))?;
+    Ok(workload::Tee {
+        kind: TeeKind::Snp,
+        exec,
+    })
+}
+
 fn choose_where(
     bundle: &Bundle,
     settings: &Settings,
@@ -73,15 +106,20 @@ fn choose_where(
     let sev = krun::sev(bundle)?;
     let annotated = bundle.annotation(annotations::TEE).map(parse_wish).transpose()?;
     let kind = decide(annotated, sev.as_deref(), settings.tee.kind, support)?;
-    let exec = match bundle.annotation(annotations::TEE_EXEC) {
-        None | Some("deny") => false,
-        Some("allow") => true,
+    let exec = exec(bundle)?;
+    Ok(kind.map(|kind| workload::Tee { kind, exec }))
+}
+
+/// Whether the host may have more processes run in it.
+fn exec(bundle: &Bundle) -> Result<bool> {
+    match bundle.annotation(annotations::TEE_EXEC) {
+        None | Some("deny") => Ok(false),
+        Some("allow") => Ok(true),
         Some(other) => bail!(
             "config.json: annotation {}: {other:?} is neither \"allow\" nor \"deny\"",
             annotations::TEE_EXEC
         ),
-    };
-    Ok(kind.map(|kind| workload::Tee { kind, exec }))
+    }
 }
 
 /// The TEE of a sealed workload, which is the one that its owner demands, or an error where somebody here demands another or it can't be had.

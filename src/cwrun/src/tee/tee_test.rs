@@ -222,3 +222,39 @@ fn a_sealed_workload_gets_the_tee_that_it_demands_or_none_at_all() {
         assert!(error.contains(by), "{error}");
     }
 }
+
+/// What an image of mkcw gets whose passphrase is with a broker, by this annotation and this default.
+fn of_mkcw(annotated: Option<&str>, default: Wish, support: fn() -> Result<()>) -> Result<TeeKind, String> {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("rootfs")).unwrap();
+    let mut config =
+        serde_json::json!({"ociVersion": "1.0.2", "root": {"path": "rootfs"}, "annotations": {}});
+    if let Some(wish) = annotated {
+        config["annotations"][annotations::TEE] = wish.into();
+    }
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let bundle = Bundle::load(dir.path(), None).unwrap();
+    let mut settings = Settings::default();
+    settings.tee.kind = default;
+    of_mkcw_where(&bundle, &settings, support)
+        .map(|tee| tee.kind)
+        .map_err(|error| format!("{error:#}"))
+}
+
+#[test]
+fn an_image_of_mkcw_demands_sev_snp_and_is_content_with_a_simulation_where_somebody_here_says_so() {
+    for annotated in [None, Some("snp"), Some("auto")] {
+        assert_eq!(of_mkcw(annotated, Wish::None, able), Ok(TeeKind::Snp));
+        let error = of_mkcw(annotated, Wish::None, unable).unwrap_err();
+        assert!(
+            error.ends_with("SEV-SNP is demanded and can't be had here: the processor has no SEV-SNP"),
+            "{error}"
+        );
+    }
+    let error = of_mkcw(None, Wish::None, unable).unwrap_err();
+    assert!(error.starts_with("/krun-sev.json in the image: "), "{error}");
+    assert_eq!(of_mkcw(Some("sim"), Wish::None, unable), Ok(TeeKind::Sim));
+    assert_eq!(of_mkcw(None, Wish::Sim, unable), Ok(TeeKind::Sim));
+    let error = of_mkcw(Some("none"), Wish::None, able).unwrap_err();
+    assert!(error.contains("\"none\" contradicts /krun-sev.json"), "{error}");
+}
