@@ -1,6 +1,6 @@
 use super::*;
 use crate::document::tests::sample;
-use crate::{Blob, Device, InjectedFile, Tee, TeeKind, Volume};
+use crate::{Blob, Device, InjectedFile, RootFs, Tee, TeeKind, Volume};
 use proptest::prelude::*;
 
 fn sealed() -> Workload {
