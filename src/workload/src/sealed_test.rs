@@ -113,7 +113,7 @@ fn what_no_sealed_workload_has_is_refused() {
         ("tee", |w| w.tee = None),
         ("sealed.allow", |w| {
             // Its rules are about arguments and variables.
-            w.root = crate::RootFs::Mkcw { header: Hex([0; 32]) }
+            w.root = RootFs::Mkcw { header: Hex([0; 32]) }
         }),
         ("devices", |w| {
             w.devices.push(Device {
