@@ -38,7 +38,7 @@ enum Proof {
     /// A guest of the software TEE.
     Simulated(sim::Guest),
     /// What some processor once signed.
-    Recorded(Evidence),
+    Recorded(Box<Evidence>),
 }
 
 struct Guest {
@@ -69,7 +69,7 @@ impl Proof {
                     vek: Some(vcek),
                     ..Chain::default()
                 };
-                Ok(Self::Recorded(Evidence { report, chain }))
+                Ok(Self::Recorded(Box::new(Evidence { report, chain })))
             }
         }
     }
