@@ -181,8 +181,9 @@ pub struct ResourcePath {
 }
 
 impl ResourcePath {
-    /// Takes three segments, each a [name](is_name).
+    /// Takes three segments, each a [name](is_name). A slash before them is nothing: trustee's clients ask for `resource//<repository>/…`.
     pub fn parse(path: &str) -> Option<Self> {
+        let path = path.strip_prefix('/').unwrap_or(path);
         let segments: Vec<&str> = path.splitn(4, '/').collect();
         match segments[..] {
             [repository, kind, tag] if [repository, kind, tag].into_iter().all(is_name) => Some(Self {

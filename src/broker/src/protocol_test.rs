@@ -80,8 +80,11 @@ fn messages_of_kbs_types_parse() {
 fn a_resource_has_three_names() {
     let path = ResourcePath::parse("nginx-1/secret/tls.key").unwrap();
     assert_eq!(path.to_string(), "nginx-1/secret/tls.key");
+    // trustee's clients have a slash too many.
+    assert_eq!(ResourcePath::parse("/nginx-1/secret/tls.key"), Some(path));
     for wrong in [
-        "", "a/b", "a/b/c/d", "a//c", "a/b/", "../b/c", "a/b/c%2f", "a/b/ü", "a/b/c d", "a/.b/c",
+        "", "a/b", "a/b/c/d", "a//c", "a/b/", "//a/b/c", "/a/b", "../b/c", "a/b/c%2f", "a/b/ü", "a/b/c d",
+        "a/.b/c",
     ] {
         assert_eq!(ResourcePath::parse(wrong), None, "{wrong}");
     }
