@@ -36,7 +36,7 @@ enum Proof {
     /// trustee's sample TEE, with REPORT_DATA that is changed by this.
     Sample { change: u8 },
     /// A guest of the software TEE.
-    Simulated(sim::Guest),
+    Simulated(Box<sim::Guest>),
     /// What some processor once signed.
     Recorded(Box<Evidence>),
 }
@@ -52,12 +52,12 @@ impl Proof {
         match text {
             "sample" => Ok(Self::Sample { change: 0 }),
             "unbound" => Ok(Self::Sample { change: 1 }),
-            "simulated" => Ok(Self::Simulated(sim::Guest {
+            "simulated" => Ok(Self::Simulated(Box::new(sim::Guest {
                 measurement: LaunchDigest([1; 48]),
                 host_data: HostData([1; 32]),
                 policy: Policy::STRICT,
                 identity: None,
-            })),
+            }))),
             files => {
                 let (report, vcek) = files
                     .split_once(':')

@@ -9,11 +9,11 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tee::appraise::{AppraisalPolicy, Context, MinimumTcb, appraise, verify};
+use tee::appraise::{Accepted, AppraisalPolicy, Context, MinimumTcb, verify};
 use tee::certs::{Certificate, Link, RevocationList, Roots, UnixTime};
 use tee::evidence::Evidence;
 use tee::launch::LaunchDigest;
-use tee::report::{HostData, PlatformBit, ReportData};
+use tee::report::{HostData, PlatformBit, Report, ReportData};
 use tee::vmsa::CpuModel;
 use tokio::runtime::Handle;
 
@@ -101,7 +101,7 @@ pub struct PolicyFile {
 
 impl PolicyFile {
     /// The policy of a registration: strict where nothing is said.
-    fn of_registration(registration: &Registration, evidence: &Evidence) -> AppraisalPolicy {
+    fn of_registration(registration: &Registration, report: &Report) -> AppraisalPolicy {
         let own = &registration.policy;
         let registered: BTreeSet<_> = registration
             .launch_digests
@@ -116,13 +116,12 @@ impl PolicyFile {
         AppraisalPolicy {
             launch_digests: both(registered, own.launch_digests.as_ref()),
             host_data: both(BTreeSet::from([host_data]), own.host_data.as_ref()),
-            ..own.policy(false, evidence)
+            ..own.policy(false, report)
         }
     }
 
     /// `lax`: what is accepted where nothing is said.
-    fn policy(&self, lax: bool, evidence: &Evidence) -> AppraisalPolicy {
-        let report = &evidence.report;
+    fn policy(&self, lax: bool, report: &Report) -> AppraisalPolicy {
         AppraisalPolicy {
             launch_digests: self
                 .launch_digests
@@ -174,22 +173,19 @@ impl From<tee::appraise::Refused> for Refused {
     }
 }
 
-/// Evidence whose signatures were verified and which answered its session.
-pub struct Genuine {
-    tee: Tee,
-    evidence: Evidence,
-    report_data: ReportData,
-}
+/// Evidence whose signatures were verified and which answered its session. Verified once: what is decided on for as long as the session
+/// lives is this very report.
+pub struct Genuine(Accepted);
 
 impl Genuine {
     /// The launch digest, in hexadecimal digits.
     pub fn launch_digest(&self) -> String {
-        self.evidence.report.measurement().to_string()
+        self.0.report.measurement().to_string()
     }
 
     /// HOST_DATA, in hexadecimal digits.
     pub fn host_data(&self) -> String {
-        self.evidence.report.host_data().to_string()
+        self.0.report.host_data().to_string()
     }
 }
 
@@ -303,11 +299,7 @@ impl Appraiser {
         if let Some(der) = fetched {
             self.vceks.keep(&evidence.report, &der);
         }
-        Ok(Genuine {
-            tee,
-            evidence,
-            report_data,
-        })
+        Ok(Genuine(accepted))
     }
 
     /// Adds the certificate that evidence came without; returns it.
@@ -334,11 +326,11 @@ impl Appraiser {
         admitted: Option<AppraisalPolicy>,
         files: &[PolicyFile],
     ) -> Result<(), Refused> {
-        let evidence = &genuine.evidence;
-        let context = context(genuine.tee, genuine.report_data, &[])?;
-        let own = admitted.unwrap_or_else(|| PolicyFile::of_registration(registration, evidence));
-        for policy in std::iter::once(own).chain(files.iter().map(|file| file.policy(true, evidence))) {
-            appraise(evidence, &policy, &context)?;
+        let Genuine(accepted) = genuine;
+        let report = &accepted.report;
+        let own = admitted.unwrap_or_else(|| PolicyFile::of_registration(registration, report));
+        for policy in std::iter::once(own).chain(files.iter().map(|file| file.policy(true, report))) {
+            policy.check(accepted)?;
         }
         Ok(())
     }

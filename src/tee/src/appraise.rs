@@ -308,8 +308,9 @@ fn is_chip(chip: &[u8; 64], hwid: &[u8]) -> bool {
 }
 
 impl AppraisalPolicy {
-    /// Judges a report that is believed. The launch comes last: a digest says nothing on a platform that isn't good.
-    fn check(&self, accepted: &Accepted) -> Result<(), Refused> {
+    /// Judges a report that is believed, of [`verify`]; that it answers a challenge is the caller's to see to. The launch comes last: a
+    /// digest says nothing on a platform that isn't good.
+    pub fn check(&self, accepted: &Accepted) -> Result<(), Refused> {
         let Accepted { key, report } = accepted;
         self.check_platform(key, report)?;
         self.check_guest_policy(report.policy())?;
