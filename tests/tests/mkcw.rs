@@ -64,7 +64,11 @@ impl Image {
         assert!(said.contains(url), "{said}");
         fs::write(&path, &said).expect("the bed is writable");
         let tail = [said.as_bytes(), b"KRUN", &(said.len() as u64).to_le_bytes()].concat();
-        disk.write_all_at(&tail, start).expect("the bed is writable");
+        // It ends with a sector, as what buildah writes does: the zeros are in front.
+        let end = (start + tail.len() as u64).next_multiple_of(512);
+        let zeros = vec![0; (end - start) as usize - tail.len()];
+        disk.write_all_at(&[zeros, tail].concat(), start)
+            .expect("the bed is writable");
     }
 
     fn disk(&self) -> fs::File {
