@@ -289,6 +289,7 @@ with connection() as peer:
     cwrun.ok(["start", "bulk"]);
     for copies in [1, count] {
         let (mut stream, _) = outside.accept().unwrap();
+        stream.set_write_timeout(Some(Duration::from_secs(300))).unwrap();
         let started = Instant::now();
         for _ in 0..copies {
             stream.write_all(&chunk).unwrap();
@@ -296,6 +297,7 @@ with connection() as peer:
         eprintln!("{} MiB in: {:?}", (copies * chunk.len()) >> 20, started.elapsed());
     }
     let (mut stream, _) = outside.accept().unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(300))).unwrap();
     let (started, mut back, mut total) = (Instant::now(), Sha256::new(), 0);
     let mut buffer = vec![0; 1 << 20];
     loop {
