@@ -25,15 +25,14 @@ use vm_memory::{Bytes, GuestAddress};
 use volume::Limits;
 
 use super::*;
-use crate::virtio::testing::{Choices, Driver, INDIRECT, NEXT, WRITE, memory};
+use crate::virtio::testing::{Arena, Choices, Driver, INDIRECT, NEXT, WRITE, memory};
 
 const SIZE: u16 = 256;
 const RINGS: u64 = 0x10_0000;
 const TABLES: u64 = 0x30_0000;
 const TABLE_ENTRIES: u64 = 32;
-const ARENA: u64 = 0x100_0000;
-const ARENA_BYTES: u64 = 1 << 18;
-const PAGE: u64 = 4096;
+const ARENA: u64 = Arena::START;
+const ARENA_BYTES: u64 = Arena::BYTES;
 const MEMORY_BYTES: u64 = 64 << 20;
 /// The inode that needs no looking up.
 const ROOT: u64 = 1;
@@ -160,10 +159,7 @@ struct Bench {
     used: u16,
     answers: u64,
     successes: u64,
-    /// What the arena held before the device's turn.
-    before: Vec<u8>,
-    /// Pages of it that the device may write to.
-    writable: Vec<bool>,
+    arena: Arena,
 }
 
 impl Bench {
@@ -178,6 +174,7 @@ impl Bench {
         Bench {
             choices: Choices::new(),
             wild,
+            arena: Arena::new(&memory),
             queue: driver.queue(),
             memory,
             driver,
@@ -191,8 +188,6 @@ impl Bench {
             used: 0,
             answers: 0,
             successes: 0,
-            before: vec![0; ARENA_BYTES as usize],
-            writable: vec![false; (ARENA_BYTES / PAGE) as usize],
         }
     }
 
@@ -203,7 +198,7 @@ impl Bench {
                 .write_slice(&vec![0; bytes], GuestAddress(start))
                 .unwrap();
         }
-        self.writable.fill(false);
+        self.arena.forget_writable();
     }
 
     /// As after a reset of the device.
@@ -436,7 +431,7 @@ impl Bench {
             let (opcode, pieces) = self.pieces();
             for &(address, length, writable) in &pieces {
                 if writable {
-                    self.note_writable(address, length);
+                    self.arena.note_writable(address, length);
                 }
             }
             let head = index;
@@ -494,14 +489,6 @@ impl Bench {
         self.driver.set_available(self.available);
     }
 
-    fn note_writable(&mut self, address: u64, length: u32) {
-        for page in 0..self.writable.len() as u64 {
-            let start = ARENA + page * PAGE;
-            self.writable[page as usize] |=
-                start < address.saturating_add(length.into()) && address < start + PAGE;
-        }
-    }
-
     /// Learns from the answers.
     fn collect(&mut self) {
         let index: u16 = self.memory.read_obj(GuestAddress(RINGS + 0x8002)).unwrap();
@@ -550,30 +537,18 @@ impl Bench {
             self.forget_descriptors();
         }
         self.offer();
-        self.memory
-            .read_slice(&mut self.before, GuestAddress(ARENA))
-            .unwrap();
+        self.arena.remember();
         let result = self.server.serve(&mut self.queue, &self.memory, &self.interrupt);
         if !self.wild {
-            self.expect_untouched();
+            self.arena.expect_untouched();
         }
         self.collect();
         result.is_err()
     }
 
-    fn expect_untouched(&self) {
-        let mut after = vec![0; ARENA_BYTES as usize];
-        self.memory.read_slice(&mut after, GuestAddress(ARENA)).unwrap();
-        let pages = self.before.chunks(PAGE as usize).zip(after.chunks(PAGE as usize));
-        for (page, ((before, after), writable)) in pages.zip(&self.writable).enumerate() {
-            assert!(*writable || before == after, "the device wrote to page {page}");
-        }
-    }
-
     /// Nothing of the secret has come to the guest.
     fn expect_no_secret(&self) {
-        let mut arena = vec![0; ARENA_BYTES as usize];
-        self.memory.read_slice(&mut arena, GuestAddress(ARENA)).unwrap();
+        let arena = self.arena.content();
         let found = arena
             .iter()
             .enumerate()

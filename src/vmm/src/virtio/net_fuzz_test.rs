@@ -19,15 +19,14 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::virtio::testing::{Choices, Driver, INDIRECT, NEXT, WRITE, memory};
+use crate::virtio::testing::{Arena, Choices, Driver, INDIRECT, NEXT, WRITE, memory};
 
 const SIZE: u16 = 256;
 const RINGS: [u64; 2] = [0x10_0000, 0x20_0000];
 const TABLES: u64 = 0x30_0000;
 const TABLE_ENTRIES: u64 = 32;
-const ARENA: u64 = 0x100_0000;
-const ARENA_BYTES: u64 = 1 << 18;
-const PAGE: u64 = 4096;
+const ARENA: u64 = Arena::START;
+const ARENA_BYTES: u64 = Arena::BYTES;
 const MEMORY_BYTES: u64 = 64 << 20;
 
 /// The other end of the wire.
@@ -45,10 +44,7 @@ struct Bench {
     active: Active,
     wire: Wire,
     far: Far,
-    /// What the arena held before the device's turn.
-    before: Vec<u8>,
-    /// Pages of it that the device may write to.
-    writable: Vec<bool>,
+    arena: Arena,
 }
 
 impl Bench {
@@ -57,18 +53,16 @@ impl Bench {
         let drivers = RINGS.map(|base| Driver::new(&memory, base, SIZE));
         let (wire, far) = wire(on_stream);
         let active = active(&drivers, true);
-        let pages = (ARENA_BYTES / PAGE) as usize;
         Bench {
             choices: Choices::new(),
             wild,
+            arena: Arena::new(&memory),
             memory,
             drivers,
             available: [0; 2],
             active,
             wire,
             far,
-            before: vec![0; ARENA_BYTES as usize],
-            writable: vec![false; pages],
         }
     }
 
@@ -81,7 +75,7 @@ impl Bench {
             .write_slice(&vec![0; (TABLE_ENTRIES * 16) as usize * 16], GuestAddress(TABLES))
             .unwrap();
         self.available = [0; 2];
-        self.writable.fill(false);
+        self.arena.forget_writable();
         let mergeable = !self.choices.one_in(4);
         self.active = active(&self.drivers, mergeable);
     }
@@ -132,7 +126,7 @@ impl Bench {
         };
         if write {
             flags |= WRITE;
-            self.note_writable(address, length);
+            self.arena.note_writable(address, length);
         }
         if self.choices.one_in(300) {
             flags = self.choices.next() as u16;
@@ -141,7 +135,7 @@ impl Bench {
                 flags &= !INDIRECT;
             }
             // Any of these may let the device write.
-            self.note_writable(address, length);
+            self.arena.note_writable(address, length);
         }
         let next = if self.choices.one_in(100) {
             self.choices.next() as u16
@@ -149,14 +143,6 @@ impl Bench {
             next.unwrap_or_default()
         };
         self.drivers[0].put_descriptor_at(at, (address, length, flags, next));
-    }
-
-    fn note_writable(&mut self, address: u64, length: u32) {
-        for page in 0..self.writable.len() as u64 {
-            let start = ARENA + page * PAGE;
-            let overlaps = start < address.saturating_add(length.into()) && address < start + PAGE;
-            self.writable[page as usize] |= overlaps;
-        }
     }
 
     /// New descriptors for a queue, and word of some of them.
@@ -257,9 +243,7 @@ impl Bench {
         self.offer(0);
         self.offer(1);
         self.stir_far_end(on_stream);
-        self.memory
-            .read_slice(&mut self.before, GuestAddress(ARENA))
-            .unwrap();
+        self.arena.remember();
         let (memory, active, wire) = (&self.memory, &mut self.active, &mut self.wire);
         let result = active.transmit(wire, memory).and_then(|_| {
             active.receive(wire, memory)?;
@@ -268,18 +252,9 @@ impl Bench {
             Ok(())
         });
         if !self.wild {
-            self.expect_untouched();
+            self.arena.expect_untouched();
         }
         result.is_err()
-    }
-
-    fn expect_untouched(&self) {
-        let mut after = vec![0; ARENA_BYTES as usize];
-        self.memory.read_slice(&mut after, GuestAddress(ARENA)).unwrap();
-        let pages = self.before.chunks(PAGE as usize).zip(after.chunks(PAGE as usize));
-        for (page, ((before, after), writable)) in pages.zip(&self.writable).enumerate() {
-            assert!(*writable || before == after, "the device wrote to page {page}");
-        }
     }
 }
 

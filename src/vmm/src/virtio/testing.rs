@@ -163,3 +163,59 @@ impl Choices {
         (0..length).map(|_| self.next() as u8).collect()
     }
 }
+
+/// The memory that a fuzzer's buffers lie in, page by page: what the device may write to, and what it must not have changed.
+pub struct Arena {
+    memory: Arc<Ram>,
+    before: Vec<u8>,
+    writable: Vec<bool>,
+}
+
+impl Arena {
+    pub const START: u64 = 0x100_0000;
+    pub const BYTES: u64 = 1 << 18;
+    const PAGE: usize = 4096;
+
+    pub fn new(memory: &Arc<Ram>) -> Arena {
+        Arena {
+            memory: Arc::clone(memory),
+            before: vec![0; Self::BYTES as usize],
+            writable: vec![false; Self::BYTES as usize / Self::PAGE],
+        }
+    }
+
+    /// A descriptor lets the device write there.
+    pub fn note_writable(&mut self, address: u64, length: u32) {
+        for (page, writable) in self.writable.iter_mut().enumerate() {
+            let start = Self::START + (page * Self::PAGE) as u64;
+            *writable |= start < address.saturating_add(length.into()) && address < start + Self::PAGE as u64;
+        }
+    }
+
+    /// No descriptor does any more.
+    pub fn forget_writable(&mut self) {
+        self.writable.fill(false);
+    }
+
+    pub fn content(&self) -> Vec<u8> {
+        let mut content = vec![0; Self::BYTES as usize];
+        self.memory
+            .read_slice(&mut content, GuestAddress(Self::START))
+            .unwrap();
+        content
+    }
+
+    /// Before the device's turn.
+    pub fn remember(&mut self) {
+        self.before = self.content();
+    }
+
+    /// After it.
+    pub fn expect_untouched(&self) {
+        let after = self.content();
+        let pages = self.before.chunks(Self::PAGE).zip(after.chunks(Self::PAGE));
+        for (page, ((before, after), writable)) in pages.zip(&self.writable).enumerate() {
+            assert!(*writable || before == after, "the device wrote to page {page}");
+        }
+    }
+}
