@@ -125,11 +125,7 @@ fn take_over(vhost: bool) -> Result<Network> {
             first_gateway(&routes, link),
             describe(&mut netlink, &routes, link, mac).with_context(context)?,
         ));
-        let nic = redirect(&mut netlink, link, mac).with_context(context)?;
-        nics.push(Nic {
-            vhost: vhost.then(tap::vhost).flatten(),
-            ..nic
-        });
+        nics.push(redirect(&mut netlink, link, mac, vhost).with_context(context)?);
     }
     // The guest adds routes interface by interface; of two default routes with one metric the first one counts, there as here.
     interfaces.sort_by_key(|(gateway, _)| *gateway);
@@ -210,7 +206,7 @@ fn describe(netlink: &mut Netlink, routes: &[RouteOf], link: &Link, mac: Mac) ->
 }
 
 /// A tap whose other side is the interface.
-fn redirect(netlink: &mut Netlink, link: &Link, mac: Mac) -> Result<Nic> {
+fn redirect(netlink: &mut Netlink, link: &Link, mac: Mac, vhost: bool) -> Result<Nic> {
     let (tap, name) = tap::open(TAP_PREFIX)?;
     let index = netlink
         .links()?
@@ -232,7 +228,7 @@ fn redirect(netlink: &mut Netlink, link: &Link, mac: Mac) -> Result<Nic> {
     }
     Ok(Nic {
         link: vmm::Link::Tap(tap),
-        vhost: None,
+        vhost: vhost.then(tap::vhost).flatten(),
         mac: mac.0,
         // Checked by the interface's description.
         mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
