@@ -4,7 +4,7 @@ use e2e::cwrun::Container;
 use e2e::process::eventually;
 use e2e::{Bundle, Cwrun, Run, bed, pattern};
 use sha2::{Digest, Sha256};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -301,12 +301,14 @@ with connection() as peer:
     let (started, mut back, mut total) = (Instant::now(), Sha256::new(), 0);
     let mut buffer = vec![0; 1 << 20];
     loop {
-        match stream.read(&mut buffer).unwrap() {
-            0 => break,
-            bytes => {
+        match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(bytes) => {
                 total += bytes;
                 back.update(&buffer[..bytes]);
             }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => panic!("after {total} bytes: {error}"),
         }
     }
     eprintln!("{} MiB out: {:?}", total >> 20, started.elapsed());

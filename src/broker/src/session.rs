@@ -7,6 +7,9 @@
 //!             gone                         gone                       gone
 //! ```
 //!
+//! Where all places are taken, a new session gets that of the one whose state is the oldest: a guest has its resources within a second, and
+//! whoever opens sessions without end holds nobody up for longer than [`SETTLED`].
+//!
 //! The nonce is taken by the first attestation that names the session, whatever comes of it. The cookie is 32 random bytes; the table
 //! knows its SHA-256 alone, so that looking it up tells nothing of it, and log lines and tokens can name a session.
 
@@ -23,6 +26,9 @@ use crate::limit::client_of;
 
 /// SHA-256 of a session's cookie.
 pub type SessionId = Hex<32>;
+
+/// A session that has been in its state for this long can lose its place to a new one.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// Limits of [`Sessions`].
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +56,7 @@ pub enum Error {
     /// No report has passed in this session.
     #[error("the session has not been attested")]
     NotAttested,
-    /// There are as many as there may be.
+    /// There are as many as there may be, and all of them are new.
     #[error("there are too many sessions; try again later")]
     Full,
     /// No random numbers.
@@ -75,6 +81,8 @@ enum State<T, A> {
 
 struct Session<T, A> {
     client: IpAddr,
+    /// Opened or attested.
+    since: Instant,
     expires: Instant,
     state: State<T, A>,
 }
@@ -125,22 +133,15 @@ impl<T, A> Sessions<T, A> {
         let id = session_id(&cookie);
         let client = client_of(client);
         let mut table = self.table();
-        if table.len() >= self.limits.total {
-            table.retain(|_, session| session.expires > now);
-        }
-        if table.len() >= self.limits.total {
-            return Err(Error::Full);
-        }
-        if self.limits.per_client < self.limits.total && count_of(&table, client) >= self.limits.per_client {
-            table.retain(|_, session| session.expires > now);
-            if count_of(&table, client) >= self.limits.per_client {
-                return Err(Error::Full);
-            }
-        }
+        make_room(&mut table, self.limits.per_client, now, |session| {
+            session.client == client
+        })?;
+        make_room(&mut table, self.limits.total, now, |_| true)?;
         table.insert(
             id,
             Session {
                 client,
+                since: now,
                 expires: now + self.limits.nonce,
                 state: State::Challenged(Challenge {
                     nonce: nonce.clone(),
@@ -169,6 +170,7 @@ impl<T, A> Sessions<T, A> {
         let mut table = self.table();
         let session = live(&mut table, id, now)?;
         session.state = State::Attested(Arc::new(attested));
+        session.since = now;
         session.expires = now + self.limits.session;
         Ok(())
     }
@@ -202,8 +204,30 @@ impl<T, A> Sessions<T, A> {
     }
 }
 
-fn count_of<T, A>(table: &HashMap<SessionId, Session<T, A>>, client: IpAddr) -> usize {
-    table.values().filter(|session| session.client == client).count()
+/// Makes sure that fewer than `limit` of the sessions that `counts` holds for are there.
+fn make_room<T, A>(
+    table: &mut HashMap<SessionId, Session<T, A>>,
+    limit: usize,
+    now: Instant,
+    counts: impl Fn(&Session<T, A>) -> bool,
+) -> Result<(), Error> {
+    let full = |table: &HashMap<_, _>| {
+        table.len() >= limit && table.values().filter(|session| counts(session)).count() >= limit
+    };
+    if !full(table) {
+        return Ok(());
+    }
+    table.retain(|_, session| session.expires > now);
+    if !full(table) {
+        return Ok(());
+    }
+    let oldest = table
+        .iter()
+        .filter(|(_, session)| counts(session) && now.saturating_duration_since(session.since) >= SETTLED)
+        .min_by_key(|(_, session)| session.since)
+        .map(|(id, _)| *id);
+    table.remove(&oldest.ok_or(Error::Full)?);
+    Ok(())
 }
 
 fn live<'a, T, A>(

@@ -92,6 +92,41 @@ fn the_number_of_sessions_is_limited_and_expired_ones_make_room() {
 }
 
 #[test]
+fn a_full_table_gives_the_place_of_the_oldest_state() {
+    let (sessions, now) = (sessions(), Instant::now());
+    let at = |seconds| now + Duration::from_secs(seconds);
+    let first = open(&sessions, CLIENT, at(0)).unwrap();
+    let second = open(&sessions, CLIENT, at(1)).unwrap();
+    sessions.take_challenge(&first.id, at(5)).unwrap();
+    sessions.attest(&first.id, 7, at(5)).unwrap();
+    let others = [2, 3].map(|seconds| open(&sessions, OTHER, at(seconds)).unwrap());
+
+    assert_eq!(
+        open(&sessions, CLIENT, at(10)).err(),
+        Some(Error::Full),
+        "all are new"
+    );
+    let third = open(&sessions, CLIENT, at(11)).unwrap();
+    assert_eq!(
+        sessions.take_challenge(&second.id, at(11)).err(),
+        Some(Error::Unknown)
+    );
+    assert!(sessions.attested(&first.id, at(11)).is_ok(), "attested later");
+    let fourth = open(&sessions, CLIENT, at(15)).unwrap();
+    assert_eq!(sessions.attested(&first.id, at(15)), Err(Error::Unknown));
+
+    // A client that is new takes its place from all.
+    open(&sessions, "192.0.2.3".parse().unwrap(), at(16)).unwrap();
+    assert_eq!(
+        sessions.take_challenge(&others[0].id, at(16)).err(),
+        Some(Error::Unknown)
+    );
+    for kept in [&others[1], &third, &fourth] {
+        assert!(sessions.take_challenge(&kept.id, at(16)).is_ok());
+    }
+}
+
+#[test]
 fn cookies_and_nonces_differ() {
     let (sessions, now) = (sessions(), Instant::now());
     let (one, two) = (

@@ -16,7 +16,8 @@ pub const TOKEN: &str = "the admin token of tests";
 pub const KEY: &str = "c2VjcmV0IHZvbHVtZSBrZXk=";
 pub const KEY_TEXT: &[u8] = b"secret volume key";
 
-const LAX: &str = "[limits]\nrequests_per_second = 1000000\nburst = 1000000\n";
+const LAX: &str =
+    "[limits]\nrequests_per_second = 1000000\nburst = 1000000\n[sessions]\nper_client = 10000\n";
 
 /// A directory with a configuration, a key and a store.
 pub struct Place {
@@ -56,7 +57,7 @@ impl Place {
         place
     }
 
-    /// Accepts the software TEE, and limits nothing.
+    /// Accepts the software TEE, and limits no client.
     pub fn lax() -> Self {
         Self::new(&format!("{LAX}[evidence]\naccept_sim = true\n"))
     }

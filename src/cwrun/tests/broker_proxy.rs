@@ -97,11 +97,12 @@ fn ask(stream: &mut UnixStream) -> String {
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     stream.write_all(AUTH).unwrap();
     let mut text = String::new();
-    let mut piece = [0; 1024];
+    let mut byte = [0];
     while !text.contains("\r\n\r\n") || !(text.ends_with("hello") || text.ends_with('}')) {
-        let count = stream.read(&mut piece).unwrap();
-        assert!(count > 0, "{text}");
-        text += &String::from_utf8_lossy(&piece[..count]);
+        stream
+            .read_exact(&mut byte)
+            .unwrap_or_else(|error| panic!("{text}: {error}"));
+        text.push(char::from(byte[0]));
     }
     text
 }

@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
@@ -42,6 +42,16 @@ fn pair() -> (UnixStream, OwnedFd) {
     let host = UnixStream::from(host);
     host.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     (host, guest)
+}
+
+/// A socket with a time-out is interrupted by what any other is restarted after (signal(7)).
+fn read_some(stream: &mut UnixStream, bytes: &mut [u8]) -> usize {
+    loop {
+        match stream.read(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            count => return count.unwrap(),
+        }
+    }
 }
 
 impl Host {
@@ -77,7 +87,7 @@ impl Host {
                 return message;
             }
             let mut bytes = [0; 4096];
-            let count = self.control.read(&mut bytes).unwrap();
+            let count = read_some(&mut self.control, &mut bytes);
             assert_ne!(count, 0, "the guest hung up");
             self.decoder.push(&bytes[..count]);
         }
@@ -130,7 +140,7 @@ impl Host {
         let mut text = String::new();
         while !text.ends_with(wanted) {
             let mut byte = [0];
-            let count = self.streams[stream].as_mut().unwrap().read(&mut byte).unwrap();
+            let count = read_some(self.streams[stream].as_mut().unwrap(), &mut byte);
             assert_ne!(count, 0, "ended with {text:?}");
             text.push(char::from(byte[0]));
         }

@@ -2,7 +2,7 @@
 //! works, `target/guest` (`make guest`) and `target/rootfs/busybox` (`tests/testbed/rootfs`).
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -205,6 +205,7 @@ impl Guest {
             let mut bytes = [0; 4096];
             match self.control.read(&mut bytes) {
                 Ok(count) if count > 0 => self.decoder.push(&bytes[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 end => panic!(
                     "{end:?}; {:?}; {}",
                     self.running.try_exit(),
