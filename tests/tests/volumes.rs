@@ -287,7 +287,7 @@ fn files_are_what_was_written_and_mapped() {
         "/exercise/exercise",
     );
     let cwrun = Cwrun::new();
-    let rounds = e2e::rounds(300, 20_000);
+    let rounds = e2e::rounds(300, 9_000);
     let calls: Vec<_> = (1..4)
         .map(|seed| format!("{} /data/{seed} {rounds} {seed} &", call.join(" ")))
         .collect();
@@ -301,7 +301,7 @@ fn files_are_what_was_written_and_mapped() {
             bind(&program.path(), "/exercise", &["ro"]),
         ],
     );
-    let output = cwrun.run("exercise", &bundle).deadline(1200).finish().ok().text();
+    let output = cwrun.run("exercise", &bundle).deadline(2400).finish().ok().text();
     let mut sums: Vec<_> = output.lines().collect();
     sums.sort_unstable();
     let mut expected: Vec<_> = ["1", "2", "3"]
