@@ -429,15 +429,72 @@ case \" $* \" in
 esac
 ";
 
-/// What podman makes of an image, where it is installed and can be used: bundles with its root file system.
-#[test]
-fn podman_takes_the_image_and_runs_what_is_sealed() {
-    let usable = Command::new("podman")
+/// Whether this is root, and a tool is installed.
+fn can_use(tool: &str) -> bool {
+    let usable = Command::new(tool)
         .arg("--version")
         .output()
         .is_ok_and(|output| output.status.success());
     if !usable || !rustix::process::geteuid().is_root() {
-        eprintln!("podman is not installed, or this is not root: nothing to see");
+        eprintln!("{tool} is not installed, or this is not root: nothing to see");
+        return false;
+    }
+    true
+}
+
+/// What skopeo and buildah make of an image: the same workload, whether its layer is compressed on the way or a tool writes it anew.
+#[test]
+fn skopeo_and_buildah_carry_the_image() {
+    if !can_use("skopeo") || !can_use("buildah") {
+        return;
+    }
+    let place = place();
+    let place = place.path();
+    seal(place, "oci:image:v1", "record.json");
+    let sealed = json_of(place, &["inspect", "--json", "oci:image:v1"]);
+    let run = |tool: &str, args: &[&str]| {
+        let output = Command::new(tool).current_dir(place).args(args).output();
+        good(output.unwrap())
+    };
+    // As a push to a registry does.
+    run(
+        "skopeo",
+        &["copy", "-q", "--dest-compress", "oci:image:v1", "dir:pushed"],
+    );
+    run("skopeo", &["copy", "-q", "dir:pushed", "oci:pulled:v1"]);
+    assert_ne!(
+        layer(&place.join("pulled")),
+        layer(&place.join("image")),
+        "compressed"
+    );
+    assert_eq!(json_of(place, &["inspect", "--json", "oci:pulled:v1"]), sealed);
+    let buildah = |args: &[&str]| {
+        let own = [
+            "--storage-driver",
+            "vfs",
+            "--root",
+            "storage",
+            "--runroot",
+            "runroot",
+        ];
+        run("buildah", &[&own, args].concat())
+    };
+    let container = buildah(&["from", "oci:pulled:v1"]);
+    buildah(&[
+        "commit",
+        "--quiet",
+        "--format",
+        "oci",
+        container.trim(),
+        "oci:committed:v1",
+    ]);
+    assert_eq!(json_of(place, &["inspect", "--json", "oci:committed:v1"]), sealed);
+}
+
+/// What podman makes of an image, where it is installed and can be used: bundles with its root file system.
+#[test]
+fn podman_takes_the_image_and_runs_what_is_sealed() {
+    if !can_use("podman") {
         return;
     }
     let place = place();
