@@ -6,7 +6,8 @@
 //!   krun.cpus           cpus                         vCPUs
 //!   krun.ram_mib        ram_mib                      guest memory
 //!   krun.variant        flavor                       "sev" demands a TEE: SEV-SNP; others are refused
-//!                       /krun-sev.json               refused without an encrypted disk beside it
+//!                       /krun-sev.json               refused without an encrypted disk beside it; its cpus and ram_mib
+//!                                                    take the place of the defaults
 //!                       kernel_path initrd_path
 //!                       kernel_cmdline               refused: guests have cwrun's own kernel
 //!   krun.use_passt      use_passt                    nothing to do: it asks for a network device in place of libkrun's sockets,
@@ -58,6 +59,17 @@ pub struct Requests {
     pub cpus: Option<Asked>,
     /// Guest memory in MiB.
     pub ram_mib: Option<Asked>,
+    /// What an image of mkcw says that it is usually run with.
+    pub usual: Option<Usual>,
+}
+
+/// Sizes in an image of mkcw.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Usual {
+    /// vCPUs, 1 or more.
+    pub cpus: u8,
+    /// Guest memory in MiB.
+    pub memory_mib: u64,
 }
 
 /// Reads annotations and file. Refuses what would be unsafe to do without.
@@ -66,7 +78,7 @@ pub fn read(bundle: &Bundle) -> Result<Requests> {
     let variant = bundle.annotation(annotations::KRUN_VARIANT).unwrap_or_default();
     check_variant(VARIANT, variant)?;
     file.check()?;
-    check_sev_image(&bundle.rootfs)?;
+    let usual = sev_image(&bundle.rootfs)?;
     warn_of_annotations(bundle);
     let number = |key: &str, word: &str| match annotated(bundle, key)? {
         Some(asked) => Ok(Some(asked)),
@@ -75,6 +87,7 @@ pub fn read(bundle: &Bundle) -> Result<Requests> {
     Ok(Requests {
         cpus: number(annotations::KRUN_CPUS, "cpus")?,
         ram_mib: number(annotations::KRUN_RAM_MIB, "ram_mib")?,
+        usual,
     })
 }
 
@@ -109,16 +122,54 @@ fn check_variant(by: &str, variant: &str) -> Result<Option<String>> {
 
 /// crun takes `/krun-sev.json` for the wish to run under SEV. With a disk beside it, it is an image of mkcw, which
 /// [`crate::mkcw_disk`] finds and boots as what it is; without, nothing would be encrypted.
-fn check_sev_image(rootfs: &Path) -> Result<()> {
+fn sev_image(rootfs: &Path) -> Result<Option<Usual>> {
+    const NAME: &str = mkcw_disk::CONFIG;
     let is_there = |name: &str| {
         let meta = rootfs.join(name).symlink_metadata();
         meta.is_ok_and(|meta| meta.is_file())
     };
+    if !is_there(NAME) {
+        return Ok(None);
+    }
     ensure!(
-        !is_there(mkcw_disk::CONFIG) || is_there(mkcw_disk::DISK),
-        "/krun-sev.json in the image asks for SEV, which is not available yet, and there is no disk.img of mkcw beside it"
+        is_there(mkcw_disk::DISK),
+        "/{NAME} in the image says that its root file system is an encrypted disk, and there is no {} beside it",
+        mkcw_disk::DISK
     );
-    Ok(())
+    let Some(bytes) = content(rootfs, NAME, mkcw::MAX_WORKLOAD)? else {
+        return Ok(None);
+    };
+    let said = mkcw::WorkloadConfig::parse(&bytes).with_context(|| format!("/{NAME} in the image"))?;
+    Ok(Some(Usual {
+        cpus: said.cpus,
+        memory_mib: said.memory_mib.into(),
+    }))
+}
+
+/// The content of a file at the top of a root file system, if there is one.
+fn content(rootfs: &Path, name: &str, longest: u64) -> Result<Option<Vec<u8>>> {
+    let context = || format!("/{name} in the root file system {}", rootfs.display());
+    let file = match image_file::open(rootfs, name) {
+        Err(Errno::NOENT) => return Ok(None),
+        Err(Errno::LOOP) => bail!("{}: it is a symbolic link", context()),
+        opened => opened.with_context(context)?,
+    };
+    ensure!(
+        image_file::is_regular(&file)?,
+        "{}: it is not a regular file",
+        context()
+    );
+    let mut bytes = Vec::new();
+    file.take(longest + 1)
+        .read_to_end(&mut bytes)
+        .with_context(context)?;
+    ensure!(
+        bytes.len() as u64 <= longest,
+        "{}: it is larger than {} KiB",
+        context(),
+        longest >> 10
+    );
+    Ok(Some(bytes))
 }
 
 fn warn_of_annotations(bundle: &Bundle) {
@@ -145,28 +196,11 @@ struct VmFile(Map<String, Value>);
 
 impl VmFile {
     fn read(rootfs: &Path) -> Result<Self> {
-        let context = || format!("/{FILE} in the root file system {}", rootfs.display());
-        let file = match image_file::open(rootfs, FILE) {
-            Err(Errno::NOENT) => return Ok(Self(Map::new())),
-            Err(Errno::LOOP) => bail!("{}: it is a symbolic link", context()),
-            opened => opened.with_context(context)?,
+        let Some(bytes) = content(rootfs, FILE, LONGEST)? else {
+            return Ok(Self(Map::new()));
         };
-        ensure!(
-            image_file::is_regular(&file)?,
-            "{}: it is not a regular file",
-            context()
-        );
-        let mut bytes = Vec::new();
-        file.take(LONGEST + 1)
-            .read_to_end(&mut bytes)
-            .with_context(context)?;
-        ensure!(
-            bytes.len() as u64 <= LONGEST,
-            "{}: it is larger than {} KiB",
-            context(),
-            LONGEST >> 10
-        );
-        serde_json::from_slice(&bytes).map(Self).with_context(context)
+        let words = serde_json::from_slice(&bytes).map(Self);
+        words.with_context(|| format!("/{FILE} in the root file system {}", rootfs.display()))
     }
 
     /// Who demands SEV, if the file does.

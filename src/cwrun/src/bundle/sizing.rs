@@ -6,6 +6,8 @@
 //!   vCPUs    1 to 64                                            CPU quota, cpuset, host,    processors of the host,
 //!                                                               at most vm.max_vcpus        at most vm.max_vcpus
 //! ```
+//!
+//! In an image of mkcw, what `/krun-sev.json` says takes the place of `vm.default_memory` and of the processors of the host.
 
 use super::krun::{self, Asked, Requests};
 use super::{Bundle, annotations};
@@ -245,7 +247,13 @@ fn memory_mib(asked: &Requests, limits: &Limits, host: &Host, settings: &Setting
             format!("config.json: {}", limit.field),
             (limit.value >> 20).min(host.memory_mib.max(vmm::MIN_MEMORY_MIB)),
         ),
-        (None, None) => return Ok(settings.vm.default_memory >> 20),
+        (None, None) => match &asked.usual {
+            Some(usual) => (
+                "/krun-sev.json in the image: ram_mib".to_owned(),
+                usual.memory_mib,
+            ),
+            None => return Ok(settings.vm.default_memory >> 20),
+        },
     };
     ensure!(
         mib >= vmm::MIN_MEMORY_MIB,
@@ -267,7 +275,10 @@ fn vcpus(asked: &Requests, limits: &Limits, host: &Host, settings: &Settings) ->
             .filter(|count| (1..=MAX_VCPUS).contains(count));
         return count.with_context(|| format!("{by}: {value} is not between 1 and {MAX_VCPUS}"));
     }
-    let most = u64::from(settings.vm.max_vcpus).min(host.processors);
+    let most = match &asked.usual {
+        Some(usual) => usual.cpus.min(MAX_VCPUS).into(),
+        None => u64::from(settings.vm.max_vcpus).min(host.processors),
+    };
     let wanted = [limits.quota, limits.cpuset]
         .into_iter()
         .flatten()

@@ -13,8 +13,22 @@ fn sized(resources: Value, annotations: Value) -> Result<Sizing> {
 }
 
 fn sized_with(settings: &Settings, resources: Value, annotations: Value) -> Result<Sizing> {
+    sized_in(&[], settings, resources, annotations)
+}
+
+/// `files`: names and content of what is in the root file system.
+fn sized_in(
+    files: &[(&str, &str)],
+    settings: &Settings,
+    resources: Value,
+    annotations: Value,
+) -> Result<Sizing> {
     let dir = tempfile::tempdir().unwrap();
-    fs::create_dir(dir.path().join("rootfs")).unwrap();
+    let root = dir.path().join("rootfs");
+    fs::create_dir(&root).unwrap();
+    for (name, content) in files {
+        fs::write(root.join(name), content).unwrap();
+    }
     let config = json!({
         "ociVersion": "1.0.2", "root": {"path": "rootfs"}, "annotations": annotations,
         "linux": {"resources": resources}
@@ -109,6 +123,38 @@ fn an_annotation_asks_for_memory_within_the_limit() {
         json!({"krun.ram_mib": "1048577"}),
         "more memory than a guest can have",
     );
+}
+
+#[test]
+fn an_image_of_mkcw_has_sizes_of_its_own() {
+    let sizes = |cpus: u32, ram_mib: u32, resources: Value, annotations: Value| {
+        let said = json!({
+            "workload_id": "w", "cpus": cpus, "ram_mib": ram_mib, "tee": "snp", "tee_data": "{}", "attestation_url": ""
+        });
+        let files = [("disk.img", ""), ("krun-sev.json", &*said.to_string())];
+        let sizing = sized_in(&files, &Settings::default(), resources, annotations);
+        sizing
+            .map(|sizing| (sizing.vcpus, sizing.memory_mib))
+            .map_err(|error| format!("{error:#}"))
+    };
+    let none = || json!({});
+    assert_eq!(sizes(6, 512, none(), none()), Ok((6, 512)));
+    assert_eq!(
+        sizes(12, 2048, none(), none()),
+        Ok((12, 2048)),
+        "more than the host's"
+    );
+    let limits = json!({"memory": {"limit": 256 << 20}, "cpu": {"cpus": "0-1"}});
+    assert_eq!(sizes(6, 512, limits, none()), Ok((2, 256)), "limits come first");
+    let annotations = json!({"krun.cpus": "3", "krun.ram_mib": "300"});
+    assert_eq!(sizes(6, 512, none(), annotations), Ok((3, 300)));
+    let small = sizes(1, 63, none(), none()).unwrap_err();
+    assert!(
+        small.starts_with("/krun-sev.json in the image: ram_mib: 63 MiB"),
+        "{small}"
+    );
+    let wrong = sizes(0, 512, none(), none()).unwrap_err();
+    assert!(wrong.starts_with("/krun-sev.json in the image: "), "{wrong}");
 }
 
 #[test]
