@@ -389,6 +389,38 @@ fn what_a_host_tries_with_a_sealed_image_is_refused_by_name() {
     cwrun.ok(["delete", "c"]);
 }
 
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn without_its_proxy_a_guest_that_has_no_key_yet_gives_up() {
+    let cwrun = Cwrun::new();
+    let broker = Broker::start(&cwrun.path("broker"));
+    // Takes requests and never answers.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let url = format!("http://{}", silent.local_addr().expect("it is bound"));
+    let bundle =
+        sealed(&cwrun, &broker, "e2e-4", &Bundle::script("echo ran")).annotation("io.cwrun.broker", &url);
+    let run = cwrun.run("c", &bundle).deadline(180);
+    let done = std::thread::scope(|scope| {
+        let run = scope.spawn(|| run.finish());
+        let (_connection, _) = silent.accept().expect("the guest asks");
+        let [proxy] = proxies()[..] else {
+            panic!("one container, one proxy: {:?}", host::processes());
+        };
+        kill(proxy);
+        run.join().expect("cwrun runs")
+    });
+    let refused = done.expect(1);
+    assert!(
+        refused.stderr.contains("key broker") && refused.text().is_empty(),
+        "{}",
+        refused.stderr
+    );
+    assert!(
+        proxies().is_empty() && cwrun.state("c").is_none(),
+        "nothing is left of it"
+    );
+}
+
 /// Processes that carry bytes between a guest and its broker.
 pub(crate) fn proxies() -> Vec<i32> {
     host::reap();

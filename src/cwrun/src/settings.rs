@@ -130,7 +130,7 @@ impl Default for Vm {
             max_vcpus: 4,
             vmm_headroom: 64 << 20,
             default_scratch: 4 << 30,
-            vhost_net: false,
+            vhost_net: true,
         }
     }
 }

@@ -34,13 +34,13 @@ fn the_example_shows_every_key_with_its_default() {
 
 #[test]
 fn keys_set_what_they_name_and_the_rest_stays() {
-    let text = "[vm]\ndefault_memory = \"512MiB\"\nmax_vcpus = 8\nvhost_net = true\n[cache]\ndirectory = \"/data/cwrun\"\nlimit = \"1TiB\"\n";
+    let text = "[vm]\ndefault_memory = \"512MiB\"\nmax_vcpus = 8\nvhost_net = false\n[cache]\ndirectory = \"/data/cwrun\"\nlimit = \"1TiB\"\n";
     let settings = Settings::parse(text).unwrap();
     let expected = Settings {
         vm: Vm {
             default_memory: 512 << 20,
             max_vcpus: 8,
-            vhost_net: true,
+            vhost_net: false,
             ..Vm::default()
         },
         cache: Cache {
