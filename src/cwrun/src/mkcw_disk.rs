@@ -20,7 +20,7 @@ use crate::image_file;
 use crate::sealed::{Contents, Image, source};
 use crate::settings::{Development, Vm};
 use anyhow::{Context, Result, bail, ensure};
-use mkcw::{Footer, Header, WorkloadConfig};
+use mkcw::{Footer, Header, MAX_PASSPHRASE, WorkloadConfig};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
@@ -32,8 +32,6 @@ use zeroize::Zeroizing;
 
 /// Names the file with the passphrase, for development.
 pub const PASSPHRASE_FILE: &str = "io.cwrun.development.passphrase-file";
-/// Longest passphrase, in bytes.
-const LONGEST: u64 = 8192;
 /// The disk.
 pub const DISK: &str = "disk.img";
 /// What it is said to be.
@@ -142,16 +140,16 @@ pub fn passphrase(bundle: &Bundle, allowed: &Development) -> Result<Passphrase> 
     );
     let context = || format!("config.json: annotation {PASSPHRASE_FILE}: {path}");
     // Of a fixed size, so that no copy is left behind by growing.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(LONGEST as usize + 1));
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_PASSPHRASE + 1));
     let file = rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .with_context(context)?;
     File::from(file)
-        .take(LONGEST + 1)
+        .take(MAX_PASSPHRASE as u64 + 1)
         .read_to_end(&mut bytes)
         .with_context(context)?;
     ensure!(
-        (1..=LONGEST).contains(&(bytes.len() as u64)),
-        "{}: it is not 1 to {LONGEST} bytes long",
+        (1..=MAX_PASSPHRASE).contains(&bytes.len()),
+        "{}: it is not 1 to {MAX_PASSPHRASE} bytes long",
         context()
     );
     Ok(Passphrase::from_bytes(std::mem::take(&mut bytes)))

@@ -30,9 +30,6 @@ use zeroize::{Zeroize as _, Zeroizing};
 /// How long one answer may take. The host's own limit is shorter, so that it has time to say so.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// Longest passphrase of a disk of mkcw, in bytes.
-const MAX_PASSPHRASE: usize = 8192;
-
 /// What the broker gave.
 pub struct Released {
     /// Of the root file system.
@@ -126,10 +123,11 @@ fn disk_keys(root: &RootFs, bytes: &[u8]) -> Result<Keys> {
 
 /// As its owner gave it to `buildah`.
 fn passphrase(bytes: &[u8]) -> Result<Keys> {
-    if !(1..=MAX_PASSPHRASE).contains(&bytes.len()) {
+    if !(1..=mkcw::MAX_PASSPHRASE).contains(&bytes.len()) {
         return Err(Failure::other(format!(
-            "the key broker's passphrase of the disk has {} bytes, not 1 to {MAX_PASSPHRASE}",
-            bytes.len()
+            "the key broker's passphrase of the disk has {} bytes, not 1 to {}",
+            bytes.len(),
+            mkcw::MAX_PASSPHRASE
         )));
     }
     Ok(Keys::Passphrase {

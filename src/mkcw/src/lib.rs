@@ -39,6 +39,9 @@ pub use unlock::{Opened, VolumeKey};
 /// Size in bytes of a dm-crypt sector of such a disk: LUKS1 knows no other.
 pub const SECTOR: usize = 512;
 
+/// Longest passphrase of such a disk, in bytes.
+pub const MAX_PASSPHRASE: usize = 8192;
+
 /// What payloads are aligned to, in bytes: their offset, and their length.
 pub const BLOCK: u64 = 4096;
 
