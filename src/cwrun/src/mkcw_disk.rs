@@ -22,7 +22,6 @@ use crate::settings::{Development, Vm};
 use anyhow::{Context, Result, bail, ensure};
 use mkcw::{Footer, Header, MAX_PASSPHRASE, WorkloadConfig};
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::io::Errno;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -52,11 +51,7 @@ pub struct Disk {
 
 /// The disk in `rootfs`, if it is the root file system of such an image.
 pub fn find(rootfs: &Path) -> Result<Option<Disk>> {
-    let open = |name: &str| match image_file::open(rootfs, name) {
-        Ok(file) if image_file::is_regular(&file)? => Ok(Some(file)),
-        Ok(_) | Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => Ok(None),
-        Err(errno) => Err(errno).with_context(|| rootfs.join(name).display().to_string()),
-    };
+    let open = |name| image_file::open_regular(rootfs, name);
     let (Some(disk), Some(_)) = (open(DISK)?, open(CONFIG)?) else {
         return Ok(None);
     };

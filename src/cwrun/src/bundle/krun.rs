@@ -22,7 +22,7 @@ use crate::{image_file, mkcw_disk};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::io::Errno;
 use serde_json::{Map, Value};
-use std::io::Read;
+use std::fs::File;
 use std::path::Path;
 
 /// The image's own file.
@@ -124,21 +124,15 @@ fn check_variant(by: &str, variant: &str) -> Result<Option<String>> {
 /// [`crate::mkcw_disk`] finds and boots as what it is; without, nothing would be encrypted.
 fn sev_image(rootfs: &Path) -> Result<Option<Usual>> {
     const NAME: &str = mkcw_disk::CONFIG;
-    let is_there = |name: &str| {
-        let meta = rootfs.join(name).symlink_metadata();
-        meta.is_ok_and(|meta| meta.is_file())
-    };
-    if !is_there(NAME) {
+    let Some(file) = image_file::open_regular(rootfs, NAME)? else {
         return Ok(None);
-    }
+    };
     ensure!(
-        is_there(mkcw_disk::DISK),
+        image_file::open_regular(rootfs, mkcw_disk::DISK)?.is_some(),
         "/{NAME} in the image says that its root file system is an encrypted disk, and there is no {} beside it",
         mkcw_disk::DISK
     );
-    let Some(bytes) = content(rootfs, NAME, mkcw::MAX_WORKLOAD)? else {
-        return Ok(None);
-    };
+    let bytes = content(rootfs, NAME, file, mkcw::MAX_WORKLOAD)?;
     let said = mkcw::WorkloadConfig::parse(&bytes).with_context(|| format!("/{NAME} in the image"))?;
     Ok(Some(Usual {
         cpus: said.cpus,
@@ -146,30 +140,15 @@ fn sev_image(rootfs: &Path) -> Result<Option<Usual>> {
     }))
 }
 
-/// The content of a file at the top of a root file system, if there is one.
-fn content(rootfs: &Path, name: &str, longest: u64) -> Result<Option<Vec<u8>>> {
-    let context = || format!("/{name} in the root file system {}", rootfs.display());
-    let file = match image_file::open(rootfs, name) {
-        Err(Errno::NOENT) => return Ok(None),
-        Err(Errno::LOOP) => bail!("{}: it is a symbolic link", context()),
-        opened => opened.with_context(context)?,
-    };
-    ensure!(
-        image_file::is_regular(&file)?,
-        "{}: it is not a regular file",
-        context()
-    );
-    let mut bytes = Vec::new();
-    file.take(longest + 1)
-        .read_to_end(&mut bytes)
-        .with_context(context)?;
-    ensure!(
-        bytes.len() as u64 <= longest,
-        "{}: it is larger than {} KiB",
-        context(),
-        longest >> 10
-    );
-    Ok(Some(bytes))
+/// What a message about a file begins with.
+fn place(rootfs: &Path, name: &str) -> String {
+    format!("/{name} in the root file system {}", rootfs.display())
+}
+
+/// The content of a file that is there.
+fn content(rootfs: &Path, name: &str, file: File, most: u64) -> Result<Vec<u8>> {
+    let bytes = image_file::read_at_most(file, most).with_context(|| place(rootfs, name))?;
+    bytes.with_context(|| format!("{}: it is larger than {} KiB", place(rootfs, name), most >> 10))
 }
 
 fn warn_of_annotations(bundle: &Bundle) {
@@ -196,11 +175,19 @@ struct VmFile(Map<String, Value>);
 
 impl VmFile {
     fn read(rootfs: &Path) -> Result<Self> {
-        let Some(bytes) = content(rootfs, FILE, LONGEST)? else {
-            return Ok(Self(Map::new()));
+        let context = || place(rootfs, FILE);
+        let file = match image_file::open(rootfs, FILE) {
+            Err(Errno::NOENT) => return Ok(Self(Map::new())),
+            Err(Errno::LOOP) => bail!("{}: it is a symbolic link", context()),
+            opened => opened.with_context(context)?,
         };
-        let words = serde_json::from_slice(&bytes).map(Self);
-        words.with_context(|| format!("/{FILE} in the root file system {}", rootfs.display()))
+        ensure!(
+            image_file::is_regular(&file)?,
+            "{}: it is not a regular file",
+            context()
+        );
+        let bytes = content(rootfs, FILE, file, LONGEST)?;
+        serde_json::from_slice(&bytes).map(Self).with_context(context)
     }
 
     /// Who demands SEV, if the file does.

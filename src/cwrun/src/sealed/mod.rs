@@ -25,7 +25,6 @@ use disk::{Archive, Markers, Tree};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
 use workload::{RootFs, Sealed, Workload};
 
@@ -191,10 +190,8 @@ pub fn find(rootfs: &Path) -> Result<Option<Image>> {
 
 /// The content of a small file.
 fn bounded(file: File, most: usize) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    file.take(most as u64 + 1).read_to_end(&mut bytes)?;
-    ensure!(bytes.len() <= most, "it is longer than {most} bytes");
-    Ok(bytes)
+    let bytes = image_file::read_at_most(file, most as u64)?;
+    bytes.with_context(|| format!("it is longer than {most} bytes"))
 }
 
 #[cfg(test)]
