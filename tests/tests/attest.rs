@@ -377,9 +377,7 @@ fn what_a_host_tries_with_a_sealed_image_is_refused_by_name() {
         "{refused}"
     );
     // The way to the broker has been gone: the workload has what it needs.
-    let [proxy] = proxies()[..] else {
-        panic!("one container, one proxy: {:?}", host::processes());
-    };
+    let proxy = the_proxy();
     assert_eq!(cgroup(proxy), cgroup(container.pid));
     kill(proxy);
     eventually("the proxy's end", 10, || proxies().is_empty().then_some(()));
@@ -403,10 +401,7 @@ fn without_its_proxy_a_guest_that_has_no_key_yet_gives_up() {
     let done = std::thread::scope(|scope| {
         let run = scope.spawn(|| run.finish());
         let (_connection, _) = silent.accept().expect("the guest asks");
-        let [proxy] = proxies()[..] else {
-            panic!("one container, one proxy: {:?}", host::processes());
-        };
-        kill(proxy);
+        kill(the_proxy());
         run.join().expect("cwrun runs")
     });
     let refused = done.expect(1);
@@ -429,6 +424,14 @@ pub(crate) fn proxies() -> Vec<i32> {
     };
     let pids = host::processes().into_iter().map(|(pid, _)| pid);
     pids.filter(is_proxy).collect()
+}
+
+/// The one there is while one container has a broker.
+fn the_proxy() -> i32 {
+    match proxies()[..] {
+        [proxy] => proxy,
+        _ => panic!("one container, one proxy: {:?}", host::processes()),
+    }
 }
 
 /// In which cgroup a process is.
@@ -667,9 +670,7 @@ fn nothing_of_a_sealed_web_server_is_readable_on_its_host() {
         b"a word",
     ];
     let pids: Vec<i32> = host::processes().into_iter().map(|(pid, _)| pid).collect();
-    let [proxy] = proxies()[..] else {
-        panic!("one container, one proxy: {:?}", host::processes());
-    };
+    let proxy = the_proxy();
     let storage = [
         "/var/lib/containers",
         "/run/containers",
