@@ -14,7 +14,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 
 use sha2::{Digest, Sha256};
 use stage0::Termination;
-use stage0::abi::{self, Expected, Extent, HashPage, Staging};
+pub use stage0::abi::Expected;
+use stage0::abi::{self, Extent, HashPage, Staging};
 use tee::image::Image;
 use tee::launch::PageType;
 use tee::measure::{Launch, Plan};
@@ -29,7 +30,7 @@ const CMDLINE: u64 = abi::STAGING_START + 0x100;
 /// The kernel lies on the page after it.
 const KERNEL: u64 = abi::STAGING_START + abi::PAGE;
 
-/// Least memory of a confidential guest, in MiB: Linux sets 64 MiB of it apart for what devices may see.
+/// Least memory of a confidential guest, in MiB: kernel and initrd are in it twice for a moment, and what devices may see is set apart.
 pub const MIN_MEMORY_MIB: u64 = 256;
 
 /// Most memory of a confidential guest, in MiB: what stage0's measured page tables map.
@@ -73,8 +74,13 @@ pub struct BootFiles {
 }
 
 impl BootFiles {
-    /// Reads a bzImage and an initrd to their ends. The command line is the VMM's, the same for every guest.
-    pub fn new(kernel: File, initrd: File) -> Result<BootFiles, Error> {
+    /// A bzImage and an initrd, of which `expect` tells hash and length ([`expect`] by reading them; it hears whether it is `kernel` or
+    /// `initrd`). The command line is the VMM's, the same for every guest.
+    pub fn new(
+        kernel: File,
+        initrd: File,
+        expect: impl Fn(&'static str, &File) -> Result<Expected, Error>,
+    ) -> Result<BootFiles, Error> {
         let cmdline = vmm::confidential_cmdline();
         let expected = HashPage {
             kernel: expect("kernel", &kernel)?,
@@ -193,8 +199,8 @@ pub fn read_image(file: &File) -> Result<Image, Error> {
     Ok(Image::parse(&bytes)?)
 }
 
-/// Hash and length of a file, which is left at its beginning.
-fn expect(what: &'static str, file: &File) -> Result<Expected, Error> {
+/// Hash and length of a file, which is left at its beginning. `what` names it in errors.
+pub fn expect(what: &'static str, file: &File) -> Result<Expected, Error> {
     let failed = |source| Error::Read { what, source };
     let (mut file, mut hash, mut len) = (file, Sha256::new(), 0);
     file.seek(SeekFrom::Start(0)).map_err(failed)?;

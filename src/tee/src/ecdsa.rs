@@ -6,8 +6,10 @@
 //!   public key  0 curve u32 = 2 │ 4 QX [72] │ 76 QY [72] │ 148 zeros  1028 bytes
 //! ```
 
-use p384::ecdsa::signature::{Signer, Verifier};
-use p384::ecdsa::{Signature as Raw, SigningKey, VerifyingKey};
+use ecdsa::hazmat::sign_prehashed_rfc6979;
+use p384::ecdsa::signature::Verifier;
+use p384::ecdsa::{Signature as Raw, VerifyingKey};
+use p384::{NistP384, NonZeroScalar};
 use sha2::{Digest, Sha384};
 
 /// Length of a signature in bytes.
@@ -64,9 +66,11 @@ impl Signature {
         bytes
     }
 
-    /// Signs a message (deterministically, RFC 6979).
-    pub fn sign(key: &SigningKey, message: &[u8]) -> Self {
-        Self(key.sign(message))
+    /// Signs a message (deterministically, RFC 6979). Of the key it takes what it needs: a `SigningKey` has its public half computed, which
+    /// takes as long as the signature.
+    pub fn sign(key: &NonZeroScalar, message: &[u8]) -> Self {
+        let digest = Sha384::digest(message);
+        Self(sign_prehashed_rfc6979::<NistP384, Sha384>(key, &digest, &[]).0)
     }
 }
 
@@ -98,8 +102,8 @@ impl PublicKey {
     }
 
     /// The public half of a key.
-    pub fn of(key: &SigningKey) -> Self {
-        Self(*key.verifying_key())
+    pub fn of(key: &NonZeroScalar) -> Self {
+        Self(VerifyingKey::from(p384::PublicKey::from_secret_scalar(key)))
     }
 
     /// Writes the firmware's layout.

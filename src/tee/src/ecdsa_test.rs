@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn key(byte: u8) -> SigningKey {
-    SigningKey::from_slice(&[byte; 48]).unwrap()
+fn key(byte: u8) -> NonZeroScalar {
+    NonZeroScalar::try_from(&[byte; 48][..]).unwrap()
 }
 
 #[test]

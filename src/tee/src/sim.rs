@@ -2,12 +2,12 @@
 //! nothing.** It is there so that everything around a TEE runs on any machine; [`crate::certs::Roots::Sim`] accepts it, and
 //! [`crate::certs::Roots::Amd`] never does.
 
-use p384::ecdsa::SigningKey;
-use p384::pkcs8::DecodePrivateKey;
+use p384::NonZeroScalar;
 
 use crate::certs::{Chain, Link, from_pem};
 use crate::ecdsa::{PublicKey, Signature};
 use crate::evidence::Evidence;
+use crate::hex;
 use crate::launch::{LaunchDigest, Policy};
 use crate::report::{ChipId, HostData, KeyDigest, REPORT_SIZE, Report, ReportData, SIGNED, Tcb};
 
@@ -70,6 +70,11 @@ impl Guest {
         self.attest_at(report_data, 0)
     }
 
+    /// The report of that evidence.
+    pub fn report(&self, report_data: ReportData) -> [u8; REPORT_SIZE] {
+        sign(self.unsigned(report_data, 0))
+    }
+
     /// Evidence for a VMPL, which must be 0 to 3.
     fn attest_at(&self, report_data: ReportData, vmpl: u32) -> Evidence {
         let bytes = sign(self.unsigned(report_data, vmpl));
@@ -117,8 +122,10 @@ fn sign(mut bytes: [u8; REPORT_SIZE]) -> [u8; REPORT_SIZE] {
 }
 
 /// The key that signs; everybody has it.
-fn key() -> SigningKey {
-    SigningKey::from_pkcs8_pem(include_str!("../sim/vcek.key")).expect("the simulation's key is valid")
+fn key() -> NonZeroScalar {
+    let bytes: [u8; 48] =
+        hex::parse(include_str!("../sim/vcek.scalar").trim_end()).expect("the simulation's key is valid");
+    NonZeroScalar::try_from(&bytes[..]).expect("the simulation's key is valid")
 }
 
 /// The chain of the software TEE.

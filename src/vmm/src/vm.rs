@@ -513,14 +513,16 @@ fn full_cmdline(extra: &str, devices: usize) -> String {
 /// The command line of every guest that starts in a firmware, which measures it: the same for all. It names all places for devices, the
 /// empty ones too, whose DeviceID of 0 drivers leave alone. Of the base command line it lacks `acpi=off`, since Linux ignores MP tables
 /// under SNP: the firmware makes the only ACPI table, which names processors and interrupt controllers and holds no code.
-/// `swiotlb=force`: devices see bounce buffers only. Under SNP Linux does so anyway; without SNP this makes it the same.
+/// `swiotlb=4096,force`: devices see bounce buffers only. Under SNP Linux does so anyway; without SNP this makes it the same. They are
+/// 4096 of 2 KiB in the beginning, in the place of 64 MiB that would be cleared, and under SNP shared page by page, at each boot: the
+/// kernel makes more when they are used up (`CONFIG_SWIOTLB_DYNAMIC`).
 pub fn confidential_cmdline() -> String {
     let base = BASE_CMDLINE.split(' ').filter(|word| *word != "acpi=off");
     // Linux maps a PC's lines without being told of them; any table that would tell it of more came from the host.
     let places = places()
         .take(layout::FIRMWARE_VIRTIO_DEVICES)
         .map(|(base, gsi)| format!("virtio_mmio.device=4K@{base:#x}:{gsi}"));
-    let own = [String::from("swiotlb=force")];
+    let own = [String::from("swiotlb=4096,force")];
     let words: Vec<_> = base.map(str::to_owned).chain(own).chain(places).collect();
     words.join(" ")
 }
@@ -701,7 +703,7 @@ mod tests {
             layout::FIRMWARE_VIRTIO_DEVICES
         );
         assert!(line.ends_with("virtio_mmio.device=4K@0xd000a000:15"));
-        assert!(!line.contains("acpi=off") && line.contains(" swiotlb=force "));
+        assert!(!line.contains("acpi=off") && line.contains(" swiotlb=4096,force "));
         assert!(line.len() < layout::CMDLINE_SIZE);
     }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use anyhow::anyhow;
-use p384::ecdsa::SigningKey;
+use p384::NonZeroScalar;
 use tee::ecdsa::{PublicKey, Signature};
 use tee::launch::Policy;
 
@@ -93,7 +93,7 @@ fn block() -> IdBlock {
 
 /// By an ID key, vouched for by an author's key if asked.
 fn sign(block: &IdBlock, author: bool) -> IdAuth {
-    let [id, author_key] = [1, 2].map(|byte| SigningKey::from_slice(&[byte; 48]).unwrap());
+    let [id, author_key] = [1, 2].map(|byte| NonZeroScalar::try_from(&[byte; 48][..]).unwrap());
     let id_key = PublicKey::of(&id);
     IdAuth {
         block_signature: Signature::sign(&id, &block.to_bytes()),

@@ -28,27 +28,36 @@ pub fn write_shared(gpa: u64, value: u64) {
 
 /// Copies `len` bytes of shared memory to private memory, each read once.
 pub fn copy_from_shared(from: u64, to: u64, len: u64) {
-    // SAFETY: the library gives staging as source and validated RAM, where nothing of Rust's is, as destination. The
-    // instruction reads each byte once.
+    // SAFETY: the library gives staging as source and validated RAM, where nothing of Rust's is, as destination.
+    unsafe { copy_up(shared(from), to, len) }
+}
+
+/// Moves `len` bytes within private memory, to a lower address.
+pub fn move_private(from: u64, to: u64, len: u64) {
+    debug_assert!(to <= from);
+    // SAFETY: the library gives validated RAM, where nothing of Rust's is.
+    unsafe { copy_up(from as usize, to, len) }
+}
+
+/// Copies from the lowest address to the highest, so that the places may overlap if `to` is the lower one; each byte is read once. By eight
+/// bytes: a processor that does not make more of `rep movsb` than it says takes eight times as long with it.
+///
+/// # Safety
+/// Both places are mapped, and nothing of Rust's is in them.
+unsafe fn copy_up(from: usize, to: u64, len: u64) {
+    // SAFETY: the caller's promise; the direction flag is clear.
     unsafe {
         asm!(
+            "rep movsq",
+            "mov rcx, {rest}",
             "rep movsb",
-            inout("rcx") len => _,
-            inout("rsi") shared(from) => _,
+            rest = in(reg) len % 8,
+            inout("rcx") len / 8 => _,
+            inout("rsi") from => _,
             inout("rdi") to => _,
             options(nostack, preserves_flags)
         );
     }
-}
-
-/// Moves `len` bytes within private memory.
-pub fn move_private(from: u64, to: u64, len: u64) {
-    let (from, to) = (
-        with_exposed_provenance::<u8>(from as usize),
-        with_exposed_provenance_mut(to as usize),
-    );
-    // SAFETY: the library gives validated RAM, where nothing of Rust's is.
-    unsafe { core::ptr::copy(from, to, len as usize) }
 }
 
 /// Private memory.

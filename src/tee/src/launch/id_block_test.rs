@@ -1,6 +1,6 @@
 //! ID blocks and who signed them.
 
-use p384::ecdsa::SigningKey;
+use p384::NonZeroScalar;
 use proptest::prelude::*;
 
 use super::*;
@@ -16,7 +16,7 @@ fn block() -> IdBlock {
 }
 
 fn auth(block: &IdBlock, with_author: bool) -> IdAuth {
-    let [id, author] = [1, 2].map(|byte| SigningKey::from_slice(&[byte; 48]).unwrap());
+    let [id, author] = [1, 2].map(|byte| NonZeroScalar::try_from(&[byte; 48][..]).unwrap());
     let id_key = PublicKey::of(&id);
     let author = with_author.then(|| {
         (
