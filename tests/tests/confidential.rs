@@ -2,7 +2,7 @@
 //!
 //! `make test-snp` runs the same cases under SEV-SNP, where that is (`CWRUN_TEST_TEE=snp`).
 
-use e2e::{Bundle, Cwrun, Finished, bed};
+use e2e::{Bundle, Cwrun, Facts, Finished, bed};
 use std::fs;
 use std::path::Path;
 
@@ -46,6 +46,30 @@ fn several_processors_start() {
     let cwrun = Cwrun::new();
     let bundle = confidential("nproc").annotation("krun.cpus", "3");
     assert_eq!(run(&cwrun, &bundle).ok().text(), "3\n");
+}
+
+/// Far more is on its way to the disk and back than the kernel's first 8 MiB of bounce buffers hold.
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn bounce_buffers_are_made_as_they_are_needed() {
+    let cwrun = Cwrun::new();
+    let script = r#"
+        i=0; while [ $i -lt 6 ]; do
+            { yes "a line of writer $i" | dd of=/big.$i bs=1M count=48 iflag=fullblock 2>/dev/null; } & i=$((i + 1))
+        done; wait
+        i=0; while [ $i -lt 6 ]; do sha256sum </big.$i >/sum.$i & i=$((i + 1)); done; wait
+        i=0; while [ $i -lt 6 ]; do echo "sum$i=$(cut -c1-64 /sum.$i)"; i=$((i + 1)); done
+        echo "complaints=$(dmesg | grep -c 'swiotlb buffer is full')"
+    "#;
+    let bundle = confidential(script).annotation("krun.ram_mib", "256");
+    let done = cwrun.run("c", &bundle).deadline(600).finish().ok();
+    let facts = Facts::of(&done.text());
+    for writer in 0..6 {
+        let line = format!("a line of writer {writer}\n");
+        let content: Vec<u8> = line.bytes().cycle().take(48 << 20).collect();
+        facts.expect(&[(&*format!("sum{writer}"), &*e2e::pattern::sha256(&content))]);
+    }
+    facts.expect(&[("complaints", "0")]);
 }
 
 #[test]
