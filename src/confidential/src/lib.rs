@@ -14,8 +14,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 
 use sha2::{Digest, Sha256};
 use stage0::Termination;
-pub use stage0::abi::Expected;
-use stage0::abi::{self, Extent, HashPage, Staging};
+use stage0::abi::{self, Expected, Extent, HashPage, Staging};
 use tee::image::Image;
 use tee::launch::PageType;
 use tee::measure::{Launch, Plan};
@@ -74,13 +73,8 @@ pub struct BootFiles {
 }
 
 impl BootFiles {
-    /// A bzImage and an initrd, of which `expect` tells hash and length ([`expect`] by reading them; it hears whether it is `kernel` or
-    /// `initrd`). The command line is the VMM's, the same for every guest.
-    pub fn new(
-        kernel: File,
-        initrd: File,
-        expect: impl Fn(&'static str, &File) -> Result<Expected, Error>,
-    ) -> Result<BootFiles, Error> {
+    /// Reads a bzImage and an initrd to their ends. The command line is the VMM's, the same for every guest.
+    pub fn new(kernel: File, initrd: File) -> Result<BootFiles, Error> {
         let cmdline = vmm::confidential_cmdline();
         let expected = HashPage {
             kernel: expect("kernel", &kernel)?,
@@ -199,8 +193,8 @@ pub fn read_image(file: &File) -> Result<Image, Error> {
     Ok(Image::parse(&bytes)?)
 }
 
-/// Hash and length of a file, which is left at its beginning. `what` names it in errors.
-pub fn expect(what: &'static str, file: &File) -> Result<Expected, Error> {
+/// Hash and length of a file, which is left at its beginning.
+fn expect(what: &'static str, file: &File) -> Result<Expected, Error> {
     let failed = |source| Error::Read { what, source };
     let (mut file, mut hash, mut len) = (file, Sha256::new(), 0);
     file.seek(SeekFrom::Start(0)).map_err(failed)?;

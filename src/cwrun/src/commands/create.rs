@@ -200,7 +200,7 @@ fn prepare(
     set_root(&mut workload, disk.root)?;
     let debug = tracing::enabled!(target: "cwrun", tracing::Level::DEBUG);
     let start = phase("measure", || {
-        tee::start(&workload, sizing.memory_mib, sizing.vcpus, settings, debug)
+        tee::start(&workload, sizing.memory_mib, sizing.vcpus, &settings.tee, debug)
     })?;
     Ok(Machine {
         kvm,

@@ -5,10 +5,9 @@
 //!                                          └─ plan ─► expected       the digest that it comes to
 //! ```
 
-use super::hashes::Hashes;
 use crate::guest_files;
 use anyhow::{Context, Result};
-use confidential::{BootFiles, Expected};
+use confidential::BootFiles;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
@@ -30,24 +29,13 @@ pub struct GuestFiles {
 impl GuestFiles {
     /// Opens the installed ones, and reads them to their ends.
     pub fn open() -> Result<Self> {
-        Self::open_with(confidential::expect)
-    }
-
-    /// Opens the installed ones for a launch, which checks what is remembered of them.
-    pub fn open_for_launch(hashes: &Hashes) -> Result<Self> {
-        Self::open_with(|what, file| hashes.of(what, file))
-    }
-
-    fn open_with(
-        expect: impl Fn(&'static str, &File) -> Result<Expected, confidential::Error>,
-    ) -> Result<Self> {
         let dir = guest_files::find()?;
         let open = |name: &str| {
             let path = dir.join(name);
             File::open(&path).with_context(|| format!("guest file {}", path.display()))
         };
         let in_dir = || format!("guest files in {}", dir.display());
-        let boot = BootFiles::new(open("bzImage")?, open("initrd")?, expect).with_context(in_dir)?;
+        let boot = BootFiles::new(open("bzImage")?, open("initrd")?).with_context(in_dir)?;
         let stage0 = confidential::read_image(&open("stage0")?).with_context(in_dir)?;
         Ok(Self { dir, boot, stage0 })
     }

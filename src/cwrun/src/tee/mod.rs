@@ -10,14 +10,12 @@
 //! Whoever asks for a TEE gets it or an error that says what is missing: nothing here falls back to something weaker.
 
 pub mod expected;
-mod hashes;
 pub mod host;
 mod sim;
 
 use crate::bundle::{Bundle, annotations, krun};
 use crate::guest_files;
 use crate::mkcw_disk;
-use crate::root_disk;
 use crate::sealed::Contents;
 use crate::settings::{Settings, Tee as TeeSettings};
 use anyhow::{Context, Result, bail, ensure};
@@ -33,7 +31,6 @@ use vmm::snp::{Identity, Snp, check_policy};
 use workload::{TeeKind, Workload};
 
 use expected::GuestFiles;
-use hashes::Hashes;
 pub use sim::Evidence;
 
 /// What is asked for.
@@ -241,7 +238,7 @@ pub fn start(
     workload: &Workload,
     memory_mib: u64,
     vcpus: u8,
-    settings: &Settings,
+    settings: &TeeSettings,
     debug: bool,
 ) -> Result<Start> {
     let dir = guest_files::find()?;
@@ -265,8 +262,7 @@ pub fn start(
         (least..=most).contains(&memory_mib),
         "a confidential guest has between {least} and {most} MiB of memory, not {memory_mib} MiB"
     );
-    let guest = GuestFiles::open_for_launch(&Hashes::in_cache(&root_disk::cache_dir(&settings.cache)?))?;
-    let settings = &settings.tee;
+    let guest = GuestFiles::open()?;
     let host_data: [u8; 32] = Sha256::digest(workload.to_bytes()).into();
     let cpu = host::cpu_model();
     let plan = guest.plan(vcpus, cpu, Variant::Linux6_11)?;
