@@ -66,7 +66,7 @@ pub trait Platform {
     fn write_shared(&mut self, gpa: u64, value: u64);
     /// Copies `len` bytes of shared memory at `from` to private memory at `to`, reading each once.
     fn copy_from_shared(&mut self, from: u64, to: u64, len: u64);
-    /// Moves `len` bytes within private memory; the ranges may overlap.
+    /// Moves `len` bytes within private memory to a lower address; the ranges may overlap.
     fn move_private(&mut self, from: u64, to: u64, len: u64);
     /// Private memory. The caller asks only for the image and for RAM that has been validated.
     fn private(&mut self, gpa: u64, len: usize) -> &mut [u8];
