@@ -7,6 +7,7 @@
 //!   facts    lines `key=value` that a script in a container printed
 //!   host     what the host holds that a container could leave: processes, mounts, cgroups, devices, files
 //!   process  running a program with a deadline
+//!   stuck    what a program that did not keep it was doing
 //!   tree     random trees with every kind of entry, and a listing of all there is to see
 //!   pattern  reproducible bytes, and random choices that can be repeated
 //! ```
@@ -21,6 +22,7 @@ pub mod facts;
 pub mod host;
 pub mod pattern;
 pub mod process;
+mod stuck;
 pub mod tree;
 
 pub use bed::bed;

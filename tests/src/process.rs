@@ -1,5 +1,6 @@
 //! Running a program to its end, with a deadline: no test hangs the bed.
 
+use crate::stuck;
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -170,6 +171,7 @@ pub fn wait(child: &mut Child, deadline: Duration, what: &str) -> ExitStatus {
             return status;
         }
         if Instant::now() >= end {
+            stuck::tell(what);
             let _ = child.kill();
             let _ = child.wait();
             panic!("{what}: did not end within {} s", deadline.as_secs());
@@ -193,7 +195,10 @@ pub fn eventually<T>(what: &str, seconds: u64, mut look: impl FnMut() -> Option<
         if let Some(seen) = look() {
             return seen;
         }
-        assert!(Instant::now() < end, "{what}: not within {seconds} s");
+        if Instant::now() >= end {
+            stuck::tell(what);
+            panic!("{what}: not within {seconds} s");
+        }
         std::thread::sleep(Duration::from_millis(10));
     }
 }
