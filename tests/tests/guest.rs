@@ -1,6 +1,6 @@
 //! What the workload finds around itself: our kernel, an encrypted and verified root, and the settings of its bundle.
 
-use e2e::{Bundle, Cwrun, Facts, bed};
+use e2e::{Bundle, Cwrun, Facts, bed, rounds};
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -342,26 +342,28 @@ fn debian_runs_real_programs() {
 
 #[test]
 #[ignore = "needs KVM: run in the testbed"]
-fn half_a_gigabyte_in_the_writable_layer() {
+fn more_than_memory_holds_in_the_writable_layer() {
     let cwrun = Cwrun::new();
     // Twice the guest's memory, so that most of it goes to the disk and comes back from it.
+    let (parts, memory) = (rounds(16, 100), rounds(80, 512));
     let script = r#"
-        yes "a line of the half gigabyte that goes to the writable layer" | dd of=/chunk bs=1M count=10 iflag=fullblock 2>/dev/null
-        i=0; while [ $i -lt 50 ]; do echo "part $i"; cat /chunk; i=$((i + 1)); done >/big
+        yes "a line of what goes to the writable layer" | dd of=/chunk bs=1M count=10 iflag=fullblock 2>/dev/null
+        i=0; while [ $i -lt $PARTS ]; do echo "part $i"; cat /chunk; i=$((i + 1)); done >/big
         echo "size=$(stat -c %s /big)"
         echo "sum=$(sha256sum </big | cut -c1-64)"
         rm /big
-    "#;
-    let line = "a line of the half gigabyte that goes to the writable layer\n";
+    "#
+    .replace("$PARTS", &parts.to_string());
+    let line = "a line of what goes to the writable layer\n";
     let chunk: Vec<u8> = line.bytes().cycle().take(10 << 20).collect();
     let mut expected = Vec::new();
-    for part in 0..50 {
+    for part in 0..parts {
         expected.extend_from_slice(format!("part {part}\n").as_bytes());
         expected.extend_from_slice(&chunk);
     }
-    let bundle = Bundle::script(script).annotation("krun.ram_mib", "256");
+    let bundle = Bundle::script(&script).annotation("krun.ram_mib", &memory.to_string());
     let done = cwrun.run("big", &bundle).deadline(600).finish().ok();
-    eprintln!("500 MB written and read: {:?}", done.took);
+    eprintln!("{parts} times 10 MiB written and read: {:?}", done.took);
     let facts = Facts::of(&done.text());
     facts.expect(&[
         ("size", &expected.len().to_string()),

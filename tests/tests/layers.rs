@@ -264,13 +264,16 @@ fn images_that_share_layers_convert_them_once() {
 
 #[test]
 #[ignore = "needs KVM: run in the testbed"]
-fn ten_creates_at_once_convert_a_new_image_once() {
+fn many_creates_at_once_convert_a_new_image_once() {
+    let count = rounds(4, 10);
     let cwrun = Cwrun::with_own_cache();
     let mut stack = Stack::new();
     stack.busybox();
     let big = stack.layer();
     fs::write(big.join("big"), e2e::pattern::bytes(8 << 20)).unwrap();
-    let mounts: Vec<_> = (0..10).map(|number| stack.mount(&format!("c{number}"))).collect();
+    let mounts: Vec<_> = (0..count)
+        .map(|number| stack.mount(&format!("c{number}")))
+        .collect();
     let containers: Vec<_> = mounts
         .iter()
         .enumerate()
