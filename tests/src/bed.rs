@@ -9,6 +9,7 @@
 //!     └── cache/                disks shared by tests that don't bring their own
 //! ```
 
+use crate::rounds;
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -108,9 +109,10 @@ impl Bed {
         self.dir.join("debian")
     }
 
-    /// A root file system of Debian with services and their clients, as the host has it; an archive of it is beside it.
+    /// A root file system of Debian with nginx and curl, as the host has it; in a soak with PostgreSQL and Redis too.
     pub fn services(&self) -> PathBuf {
-        let path = self.top.join("target/rootfs/services");
+        let name = ["web", "services"][rounds(0, 1)];
+        let path = self.top.join("target/rootfs").join(name);
         path.canonicalize().expect("tests/testbed/rootfs has made it")
     }
 
