@@ -109,7 +109,7 @@ impl Bed {
         self.dir.join("debian")
     }
 
-    /// A root file system of Debian with nginx and curl, as the host has it; in a soak with PostgreSQL and Redis too.
+    /// A root file system with nginx and curl, as the host has it; in a soak a whole Debian, with PostgreSQL and Redis too.
     pub fn services(&self) -> PathBuf {
         let name = ["web", "services"][rounds(0, 1)];
         let path = self.top.join("target/rootfs").join(name);

@@ -6,7 +6,7 @@ use crate::podman::Podman;
 use crate::secrecy::{found_in, searched};
 use e2e::pattern::find;
 use e2e::process::eventually;
-use e2e::{Bundle, Cwrun, Run, bed, host, rounds};
+use e2e::{Bundle, Cwrun, Run, bed, host};
 use rustix::process::{Pid, Signal};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -526,23 +526,10 @@ fn overheard(server: &str) -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
     (address, wire)
 }
 
-/// nginx of Debian's packages with its libraries, above busybox; in a soak with all else of that Debian. It serves this page at port 443
-/// under this certificate, whose key is a secret.
+/// nginx of Debian's packages, in a soak with all else of that Debian. It serves this page at port 443 under this certificate, whose key is
+/// a secret.
 fn web_server(root: &Path, page: &str, certificate: &Path) {
-    let services = bed().services();
-    if rounds(0, 1) == 1 {
-        copy(&services, root);
-    } else {
-        copy(&bed().busybox(), root);
-        let pack =
-            "tar -chf - $(ldd /usr/sbin/nginx | grep -o '/[^ ]*') /usr/sbin/nginx /etc/nginx /var/lib/nginx";
-        Run::new("sh")
-            .args(["-c", "chroot \"$1\" sh -c \"$2\" | tar -C \"$3\" -xf -", "sh"])
-            .args([services.as_os_str(), pack.as_ref(), root.as_os_str()])
-            .deadline(120)
-            .finish()
-            .ok();
-    }
+    copy(&bed().services(), root);
     let write = |name: &str, text: &str| fs::write(root.join(name), text).expect("the bed is writable");
     fs::create_dir_all(root.join("var/www")).expect("the bed is writable");
     write("var/www/index.html", page);

@@ -101,7 +101,7 @@ fn a_flipped_byte_is_an_error_and_never_wrong_data() {
         disk.superblock + 4096,
         disk.end - 4096,
     ];
-    let random = rounds(8, 400);
+    let random = rounds(4, 400);
     let (mut refused, mut erred) = (0, 0);
     for round in 0..first.len() + random {
         let position = first
