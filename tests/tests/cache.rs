@@ -405,7 +405,7 @@ impl Drop for Stop<'_> {
 fn files_that_do_not_stay_what_they_are() {
     let cwrun = Cwrun::with_own_cache();
     // What comes before the file takes a while.
-    let root = rootfs(&cwrun, "churning", 64 << 20);
+    let root = rootfs(&cwrun, "churning", 24 << 20);
     let path = root.join("zz");
     type Change = fn(&Path);
     let changes: [(&str, Change); 3] = [

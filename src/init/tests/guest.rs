@@ -87,10 +87,10 @@ fn the_scratch_disk_takes_what_memory_can_not_and_shows_nothing() {
     // More than the guest's memory, one megabyte at a time.
     let pattern = MARKER.repeat((1 << 20) / MARKER.len());
     let root = rootfs(|root| fs::write(root.join("pattern"), &pattern).unwrap());
-    let script = "for i in $(seq 160); do cat /pattern || exit 1; done >/big
-        dd if=/big bs=1M 2>/dev/null | sha256sum; for i in $(seq 160); do cat /pattern; done | sha256sum; rm /big";
+    let script = "for i in $(seq 100); do cat /pattern || exit 1; done >/big
+        dd if=/big bs=1M 2>/dev/null | sha256sum; for i in $(seq 100); do cat /pattern; done | sha256sum; rm /big";
     let mut machine = Machine::new(vec![convert(root.path())], script);
-    machine.memory_mib = 128;
+    machine.memory_mib = 80;
     machine.workload.scratch = Scratch::Disk { bytes: 400 * MIB };
     machine.scratch = Some(scratch.try_clone().unwrap());
     let (output, error, status) = machine.run();
