@@ -123,7 +123,7 @@ pub fn tree(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn names(dir: &str) -> impl Iterator<Item = String> {
+pub(crate) fn names(dir: &str) -> impl Iterator<Item = String> {
     fs::read_dir(dir)
         .into_iter()
         .flatten()

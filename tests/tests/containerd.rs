@@ -66,6 +66,11 @@ impl Containerd {
             .deadline(120)
     }
 
+    /// The same for a shell.
+    fn words(&self) -> String {
+        format!("ctr --address {} --namespace {NAMESPACE}", self.socket.display())
+    }
+
     #[track_caller]
     fn ok(&self, args: &[&str]) -> String {
         self.ctr(args).finish().ok().text()
@@ -183,8 +188,7 @@ fn run_agrees_with_crun() {
 
     // ctr never tells of an end that comes before the container runs, whatever the runtime: the input ends when it does.
     let input = |runtime: &Path| {
-        let (socket, runtime) = (containerd.socket.display(), runtime.display());
-        let ctr = format!("ctr --address {socket} --namespace {NAMESPACE}");
+        let (ctr, runtime) = (containerd.words(), runtime.display());
         let line = format!(
             "(echo abc; until {ctr} task ls | grep -q '^stdin .*RUNNING'; do sleep 0.5; done; sleep 1) |
                 {ctr} run --rm --runc-binary {runtime} {IMAGE} stdin sha256sum"
@@ -245,9 +249,9 @@ fn a_detached_container_through_its_whole_life() {
     assert!(done.stderr.contains("err\n"), "{}", done.stderr);
     assert_ne!(exec("e2", &["/no/such/program"]).code, 0);
     let line = format!(
-        "stty rows 33 cols 44; ctr --address {} --namespace {NAMESPACE} task exec --tty --exec-id e3 life \
+        "stty rows 33 cols 44; {} task exec --tty --exec-id e3 life \
             sh -c 'tty; until test \"$(stty size)\" = \"33 44\"; do sleep 0.1; done; echo resized; exit 6'",
-        containerd.socket.display()
+        containerd.words()
     );
     let terminal = Run::new("script")
         .args(["-qec", &line, "/dev/null"])
