@@ -183,14 +183,14 @@ fn run_in_front_uses_the_callers_terminal() {
     let mut child = command.spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
     let mut output = child.stdout.take().unwrap();
+    // Typed ahead, while the guest has not even booted.
+    input.write_all(b"typed\n").unwrap();
     let reader = std::thread::spawn(move || {
         let mut text = String::new();
         let _ = output.read_to_string(&mut text);
         text
     });
-    std::thread::sleep(Duration::from_secs(4));
-    input.write_all(b"typed\n").unwrap();
-    let status = e2e::process::wait(&mut child, Duration::from_secs(30), "run on a terminal");
+    let status = e2e::process::wait(&mut child, Duration::from_secs(60), "run on a terminal");
     let text = reader.join().unwrap();
     assert!(
         text.contains("tty /dev/pts/0\r\n") && text.contains("got <typed>\r\n"),

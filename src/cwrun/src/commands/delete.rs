@@ -91,7 +91,8 @@ fn remove_cgroup(cgroup: &crate::cgroup::Location) -> Result<()> {
         }
     }
     let mut result = cgroup.remove();
-    for _ in 0..100 {
+    // They leave it when the kernel has taken them down, which takes a busy machine its time.
+    for _ in 0..1000 {
         if result.is_ok() {
             break;
         }

@@ -16,6 +16,8 @@ use workload::protocol::{Outcome, Request};
 
 /// How often it is looked for events that nobody announces.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long a VMM that has stopped to answer may take to end.
+const END: Duration = Duration::from_secs(10);
 
 /// One line.
 #[derive(Serialize)]
@@ -47,7 +49,7 @@ pub fn run(global: &Global, args: &Events) -> Result<()> {
         });
         // Whatever can't be asked of a container that is about to end is no failure.
         if let Err(error) = looked
-            && outlives(&container, LOOK)
+            && outlives(&container, END)
         {
             return Err(error);
         }
@@ -62,7 +64,7 @@ fn lives(container: &Container) -> bool {
     )
 }
 
-/// Whether it still lives after some time. A VMM that has stopped to answer takes a moment to end.
+/// Whether it still lives after some time.
 fn outlives(container: &Container, time: Duration) -> bool {
     let deadline = Instant::now() + time;
     while lives(container) {

@@ -175,13 +175,14 @@ fn attached(container: &Container, request: protocol::Exec, args: &Exec) -> Resu
             .map(|fd| fd.try_clone_to_owned())
             .transpose()?
     };
-    let mut proxy = Proxy::start(container, request, stdio, size_of)?;
-    write_pid_file(args.pid_file.as_deref(), getpid())?;
+    // Before anything runs that writes to it.
     let _raw = if own_terminal {
         Some(RawMode::enter()?)
     } else {
         None
     };
+    let mut proxy = Proxy::start(container, request, stdio, size_of)?;
+    write_pid_file(args.pid_file.as_deref(), getpid())?;
     proxy.serve(&signals)
 }
 

@@ -21,7 +21,7 @@ pub fn run(global: &Global, settings: &Settings, args: &Run, inherited: &[RawFd]
     }
     let signals = signal_fd::block()?;
     let created = create::create(global, settings, &args.create, inherited, Console::Foreground)?;
-    let result = super::start::start(&created.container).and_then(|()| attend(&created, &signals));
+    let result = attend(&created, &signals);
     if !(args.keep && result.is_ok()) {
         discard(&created.container);
     }
@@ -35,7 +35,7 @@ fn discard(container: &Container) {
     }
 }
 
-/// Forwards signals to the container and waits for its end.
+/// Starts the container, forwards signals to it and waits for its end.
 fn attend(created: &Created, signals: &OwnedFd) -> Result<u8> {
     let Created {
         container,
@@ -44,7 +44,9 @@ fn attend(created: &Created, signals: &OwnedFd) -> Result<u8> {
     } = created;
     let stdin = rustix::stdio::stdin();
     let terminal = *terminal && rustix::termios::isatty(stdin);
+    // Before anything runs that writes to it.
     let _raw = if terminal { Some(RawMode::enter()?) } else { None };
+    super::start::start(container)?;
     let resize = || {
         if let (true, Some((rows, columns))) = (terminal, terminal::size(stdin.as_fd())) {
             // The workload may have ended meanwhile.

@@ -41,11 +41,12 @@ fn send(console_socket: &Path, master: &OwnedFd, name: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Nothing that was typed ahead is lost. Returns what it was before.
 fn make_raw(terminal: impl AsFd) -> Result<Termios> {
     let before = rustix::termios::tcgetattr(&terminal).context("terminal attributes")?;
     let mut raw = before.clone();
     raw.make_raw();
-    rustix::termios::tcsetattr(&terminal, OptionalActions::Flush, &raw).context("terminal attributes")?;
+    rustix::termios::tcsetattr(&terminal, OptionalActions::Now, &raw).context("terminal attributes")?;
     Ok(before)
 }
 
@@ -86,6 +87,6 @@ impl RawMode {
 impl Drop for RawMode {
     fn drop(&mut self) {
         // If the terminal is gone, nobody misses its settings.
-        let _ = rustix::termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Flush, &self.0);
+        let _ = rustix::termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &self.0);
     }
 }
