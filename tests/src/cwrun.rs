@@ -198,17 +198,8 @@ impl Cwrun {
     /// Fails unless the host is as it was before the test, apart from the disks in the cache.
     #[track_caller]
     pub fn expect_clean(&self) {
-        let mut left = Vec::new();
-        // A process that has been told to end may take a moment.
-        let end = Instant::now() + crate::process::patient(Duration::from_secs(5));
-        while Instant::now() < end {
-            left = Host::look(&[&self.root(), &self.cache]).difference(&self.before);
-            if left.is_empty() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        panic!("the host is not as it was before:\n{}", left.join("\n"));
+        self.before
+            .expect_again(&[&self.root(), &self.cache], "after the test");
     }
 
     /// Ends and removes everything, after a test that failed.

@@ -3,6 +3,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::process::patient;
 
 /// Everything found, each as a line that says what and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,8 +43,30 @@ impl Host {
             .0
             .difference(&before.0)
             .map(|line| format!("left behind: {line}"));
-        let gone = before.0.difference(&self.0).map(|line| format!("gone: {line}"));
+        // Of processes only those of the runtime count, and those end.
+        let gone = before.0.difference(&self.0);
+        let gone = gone
+            .filter(|line| !line.starts_with("process "))
+            .map(|line| format!("gone: {line}"));
         new.chain(gone).collect()
+    }
+
+    /// Fails the test unless everything becomes as it was here, since what has been told to end may take a moment.
+    #[track_caller]
+    pub fn expect_again(&self, files: &[&Path], when: &str) {
+        let end = Instant::now() + patient(Duration::from_secs(10));
+        loop {
+            let left = Self::look(files).difference(self);
+            if left.is_empty() {
+                return;
+            }
+            assert!(
+                Instant::now() < end,
+                "{when}: the host is not as it was before:\n{}",
+                left.join("\n")
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 

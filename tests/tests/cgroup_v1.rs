@@ -142,8 +142,9 @@ fn of_podman(controller: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut left = vec![Path::new("/sys/fs/cgroup").join(controller)];
     while let Some(directory) = left.pop() {
-        let below = fs::read_dir(&directory).expect("a hierarchy");
-        let below = below.map(|entry| entry.expect("an entry").path());
+        // conmon may be removing what is left of a container.
+        let below = fs::read_dir(&directory).into_iter().flatten();
+        let below = below.filter_map(|entry| Some(entry.ok()?.path()));
         for path in below.filter(|path| path.is_dir()) {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if name.starts_with("libpod-") && !name.contains("conmon") {

@@ -90,7 +90,7 @@ fn they_are_told_until_the_end_and_want_of_memory_too() {
     });
     cwrun.ok(["kill", ID, "TERM"]);
     cwrun.wait(&container);
-    let status = wait(&mut watch, Duration::from_secs(10), "events");
+    let status = wait(&mut watch, Duration::from_secs(60), "events");
     assert!(status.success(), "{status}");
     assert!(
         told()

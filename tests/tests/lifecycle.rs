@@ -190,7 +190,7 @@ fn kill_ends_what_does_not_listen() {
     cwrun.ok(["start", "forced"]);
     container.expect_output("ready");
     cwrun.ok(["delete", "--force", "forced"]);
-    assert_eq!(wait_for_end(container.pid, Duration::from_secs(5)), 128 + 9);
+    assert_eq!(wait_for_end(container.pid, Duration::from_secs(30)), 128 + 9);
 }
 
 #[test]
@@ -283,7 +283,7 @@ fn hook(bundle: &Bundle, cwrun: &Cwrun, name: &str, exit: i32) -> Value {
     );
     fs::write(&script, body).unwrap();
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    json!([{"path": script, "args": [name, "argument"], "env": ["GREETING=hello", "PATH=/usr/bin:/bin"], "timeout": 10}])
+    json!([{"path": script, "args": [name, "argument"], "env": ["GREETING=hello", "PATH=/usr/bin:/bin"], "timeout": 60}])
 }
 
 #[test]

@@ -197,7 +197,7 @@ fn a_detached_container_through_its_whole_life() {
 
     podman.ok(&["kill", "-s", "USR1", "life"]);
     logs("usr1");
-    podman.ok(&["stop", "--time", "20", "life"]);
+    podman.ok(&["stop", "--time", "60", "life"]);
     logs("stopping");
     assert_eq!(podman.ok(&["wait", "life"]).trim(), "0");
     let state = podman.inspect("life");

@@ -83,10 +83,10 @@ fn ports_names_and_neighbours() {
                 .map_err(|error| error.kind())
                 .err()
         ));
-        podman.ok("exec --detach server nc -l -p 82 -e sleep 1");
+        podman.ok("exec --detach server nc -l -p 82 -e sleep 5");
         let reset = eventually("a connection to be reset", 60, || {
             let mut stream = TcpStream::connect("10.77.0.5:82").ok()?;
-            stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
+            stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
             // Nobody reads it, so the end is a reset.
             stream.write_all(b"something").ok()?;
             Some(stream.read(&mut [0; 10]).map_err(|error| error.kind()))
@@ -104,7 +104,7 @@ fn ports_names_and_neighbours() {
         ));
         podman.say(
             "run --rm --network lan $IMAGE sh -c 'for name in server alias 10.77.0.5 [fd00:77::5]; do wget -qO- http://$name/; done;
-            wget -qO- http://no-such-name/ || echo unknown; nc -w 5 server 81 </dev/null || echo refused;
+            wget -qO- http://no-such-name/ || echo unknown; nc -w 30 server 81 </dev/null 2>&1 | grep -o refused;
             ping -c 1 -w 20 server >/dev/null && echo ping; ping -6 -c 1 -w 20 server >/dev/null && echo ping6'",
         );
         podman.say("exec server wget -qO- http://127.0.0.1/");
@@ -121,7 +121,7 @@ fn ports_names_and_neighbours() {
 
 pub(crate) fn get(address: &str, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(120)))?;
     // In one packet: a server that has read its end of line may close, which is a reset while there is more to read.
     stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
     let mut answer = String::new();
@@ -204,7 +204,7 @@ fn networks_of_cni() {
         }
         podman.note(format!("UDP: {}", echo("10.79.0.5:7")));
         podman.say(
-            "run --rm --network lan $IMAGE sh -c 'wget -qO- http://10.79.0.5/; nc -w 5 10.79.0.5 81 </dev/null || echo refused;
+            "run --rm --network lan $IMAGE sh -c 'wget -qO- http://10.79.0.5/; nc -w 30 10.79.0.5 81 </dev/null 2>&1 | grep -o refused;
             ping -c 1 -w 20 10.79.0.5 >/dev/null && echo ping'",
         );
         podman.say("rm --force --time 0 server");

@@ -35,7 +35,7 @@ const RUNS: &[(&str, &str)] = &[
     ),
     ("--init", r#"sh -c 'echo $$; tr "\0" " " </proc/1/cmdline; exit 3'"#),
     ("--privileged", r#"grep -E "^(Cap|Seccomp:|NoNewPrivs)" /proc/self/status"#),
-    ("--timeout 6", "sh -c 'echo out; exec sleep 1000'"),
+    ("--timeout 20", "sh -c 'echo out; exec sleep 1000'"),
     ("--user nobody", "sh -c 'id -u; echo $HOME'"),
     ("--user nobody-of-this-name", "true"),
     ("--workdir /no/such/directory", "pwd"),
@@ -92,10 +92,10 @@ fn commands_in_the_life_of_a_container() {
         podman.say("kill --signal no-such-signal life");
         podman.say("rename life other");
         podman.say("ps --format '{{.Names}} {{.Image}}'");
-        podman.say("restart --time 10 other");
+        podman.say("restart --time 60 other");
         podman.wait_for_log("other", "started", 2);
         podman.say("stats --no-stream --format '{{.Name}}' other");
-        podman.say("stop --time 10 other");
+        podman.say("stop --time 60 other");
         podman.say("wait other");
         podman.say("logs other");
         podman.say(&format!("inspect {STATE} other"));
@@ -115,6 +115,7 @@ fn attaching_restarting_and_health_checks() {
         );
         podman.wait_for_log("reader", "ready", 1);
         podman.answer("attach reader", "typed\n");
+        podman.say("wait reader");
         podman.answer("start --attach --interactive reader", "again\n");
         podman.say("rm reader");
 
@@ -127,7 +128,7 @@ fn attaching_restarting_and_health_checks() {
 
         podman.say(
             "run --detach --name healthy --network none --health-cmd 'test -e /tmp/healthy' --health-interval disable
-            --health-retries 1 $IMAGE sleep 1000",
+            --health-retries 1 --health-timeout 10m $IMAGE sleep 1000",
         );
         podman.say("healthcheck run healthy");
         podman.say("inspect --format '{{.State.Health.Status}}' healthy");
@@ -154,7 +155,7 @@ fn what_looks_in_from_the_host_does_not_see_the_guest() {
         IMAGE,
         "sh",
         "-c",
-        "cat /etc/copied; touch /written; sleep 1000",
+        "touch /written; cat /etc/copied; sleep 1000",
     ]);
     let file = bed().busybox().with_file_name("copied");
     fs::write(&file, "from the host\n").expect("the bed is writable");

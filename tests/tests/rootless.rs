@@ -214,7 +214,7 @@ fn a_detached_container_through_its_whole_life() {
     assert_eq!(user.command(&exec).finish().expect(4).text(), "7\n8\n");
     user.ok(&["pause", "life"]);
     user.ok(&["unpause", "life"]);
-    user.ok(&["stop", "--time", "20", "life"]);
+    user.ok(&["stop", "--time", "60", "life"]);
     logs("stopping");
     assert_eq!(user.ok(&["wait", "life"]).trim(), "3");
     // Once more from the same container: `start` makes a new VM.
@@ -256,7 +256,7 @@ fn slirp4netns_connects_a_guest() {
         let mut text = String::new();
         let mut stream = TcpStream::connect(("127.0.0.1", 7102)).ok()?;
         stream
-            .set_read_timeout(Some(std::time::Duration::from_secs(5)))
+            .set_read_timeout(Some(std::time::Duration::from_secs(30)))
             .ok()?;
         stream.read_to_string(&mut text).ok()?;
         (text == "from the guest\n").then_some(())

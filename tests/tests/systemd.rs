@@ -56,7 +56,7 @@ impl Systemd {
         });
         let this = Self { outside, first };
         eventually("systemd and the bus", 120, || {
-            let up = this.run("busctl --no-pager status org.freedesktop.systemd1 >/dev/null && systemctl is-active --quiet multi-user.target");
+            let up = this.run("busctl --no-pager status org.freedesktop.systemd1 >/dev/null && systemctl is-active --quiet multi-user.target && ! systemctl list-jobs --no-legend | grep -q '[0-9]'");
             (up.finish().code == 0).then_some(())
         });
         this
@@ -84,7 +84,7 @@ impl Drop for Systemd {
         // `--kill-child`: the first process ends with it, and with that all others.
         drop(self.outside.kill());
         drop(self.outside.wait());
-        for _ in 0..50 {
+        for _ in 0..600 {
             if Run::new("find")
                 .args([GROUP, "-depth", "-type", "d", "-delete"])
                 .finish()
@@ -96,7 +96,7 @@ impl Drop for Systemd {
             }
             std::thread::sleep(Duration::from_millis(100));
         }
-        eprintln!("{GROUP} is left");
+        assert!(std::thread::panicking(), "{GROUP} is left");
     }
 }
 
@@ -112,6 +112,7 @@ fn a_container_is_a_scope_with_its_limits() {
     });
     let script = r#"
         show() { systemctl show libpod-scope.scope --property $1 --value; }
+        units() { systemctl list-units --all --no-legend 'libpod*'; }
         group=/sys/fs/cgroup/system.slice/libpod-scope.scope
         $CWRUN create --pid-file $PID --bundle $BUNDLE c </dev/null >/dev/null && $CWRUN start c
         echo cgroup=$(cat /proc/$(cat $PID)/cgroup)
@@ -123,7 +124,8 @@ fn a_container_is_a_scope_with_its_limits() {
         $CWRUN update --pids-limit 40 c; echo update=$?
         echo fewer=$((before - $(show TasksMax)))
         $CWRUN delete --force c; echo delete=$?
-        echo left=$(systemctl list-units --all --no-legend 'libpod*' | wc -l) $(ls -d $group 2>/dev/null)
+        for i in $(seq 300); do [ -z "$(units)" ] && break; sleep 0.1; done
+        echo left=$(units | wc -l) $(ls -d $group 2>/dev/null)
     "#;
     let done = systemd
         .run(script)
@@ -164,7 +166,8 @@ fn podman_with_its_default_manager_gets_the_same_as_with_crun() {
     let outcome = |runtime: String| {
         let script = format!(
             "podman --cgroup-manager systemd --runtime {runtime} run --rm --network none --pids-limit 60 --memory 300m --name c {IMAGE} \
-             sh -c 'cat /sys/fs/cgroup/pids.max; exit 3'; echo status $?; systemctl list-units --all --no-legend 'libpod*' | wc -l"
+             sh -c 'cat /sys/fs/cgroup/pids.max; exit 3'; echo status $?; units() {{ systemctl list-units --all --no-legend 'libpod*'; }}; \
+             for i in $(seq 300); do [ -z \"$(units)\" ] && break; sleep 0.1; done; units | wc -l"
         );
         as_installed(systemd.run(&script)).finish().ok().text()
     };

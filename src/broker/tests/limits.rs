@@ -50,13 +50,12 @@ fn a_client_that_asks_too_often_is_told_to_wait() {
     let place = Place::new("[limits]\nrequests_per_second = 1\nburst = 5\n");
     let broker = place.serve();
     let mut http = broker.http();
-    let statuses: Vec<u16> = (0..7)
-        .map(|_| http.call("GET", "/healthz", &[], b"").status)
-        .collect();
-    assert_eq!(statuses[..5], [200; 5]);
-    assert!(statuses[5..].contains(&429), "{statuses:?}");
+    let mut status = || http.call("GET", "/healthz", &[], b"").status;
+    assert_eq!([(); 5].map(|()| status()), [200; 5]);
+    // Where a second goes by between two requests, one more is free.
+    assert!((0..100).any(|_| status() == 429));
     std::thread::sleep(Duration::from_millis(1500));
-    assert_eq!(http.call("GET", "/healthz", &[], b"").status, 200);
+    assert_eq!(status(), 200);
 }
 
 #[test]

@@ -35,7 +35,7 @@ impl Proxy {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let upstream = serde_json::json!({"url": url, "roots": [], "proxy": null, "timeout_seconds": 20});
+        let upstream = serde_json::json!({"url": url, "roots": [], "proxy": null, "timeout_seconds": 600});
         let mut input = child.stdin.take().unwrap();
         input.write_all(upstream.to_string().as_bytes()).unwrap();
         Self {
@@ -56,17 +56,16 @@ impl Proxy {
     }
 
     /// Lets the line go, and waits until the process has ended.
-    fn ends(mut self) -> Duration {
+    fn ends(mut self) {
         let start = Instant::now();
         drop(self.line.take());
         while self.child.try_wait().unwrap().is_none() {
             assert!(
-                start.elapsed() < Duration::from_secs(10),
+                start.elapsed() < Duration::from_secs(60),
                 "the proxy outlives its line"
             );
             thread::sleep(Duration::from_millis(5));
         }
-        start.elapsed()
     }
 }
 
@@ -142,7 +141,7 @@ fn it_ends_with_the_line_even_while_a_broker_keeps_it_waiting() {
     let mut stream = proxy.connect();
     stream.write_all(AUTH).unwrap();
     let (_hanging, _) = listener.accept().unwrap();
-    assert!(proxy.ends() < Duration::from_secs(10));
+    proxy.ends();
 }
 
 #[test]

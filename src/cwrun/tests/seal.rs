@@ -369,7 +369,7 @@ fn a_seal_that_is_killed_leaves_nothing_or_everything() {
         let over = child.try_wait().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
-        killed += u32::from(over.is_none());
+        killed += u32::from(round > 0 && over.is_none());
         let found: BTreeSet<_> = all(place).difference(&before).cloned().collect();
         let image = found.contains(Path::new("image"));
         if image {
@@ -382,7 +382,7 @@ fn a_seal_that_is_killed_leaves_nothing_or_everything() {
         let _ = fs::remove_dir_all(place.join("image.cwrun-new"));
         assert_eq!(all(place), before, "{found:?}");
     }
-    assert!(killed > 0, "each was over before it was killed");
+    assert!(killed > 0, "each was over before it was killed, or had not begun");
 }
 
 #[test]

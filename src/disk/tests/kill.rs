@@ -36,6 +36,7 @@ fn killed_at_random_moments() {
     } else {
         60
     };
+    let begun = directory.path().join("begun");
     for round in 0..rounds {
         let mut child = Command::new(std::env::current_exe().expect("this program"))
             .args(["started_by_a_test_convert_forever", "--ignored", "--exact"])
@@ -43,7 +44,12 @@ fn killed_at_random_moments() {
             .stdout(Stdio::null())
             .spawn()
             .expect("a child");
-        std::thread::sleep(Duration::from_micros(15_000 + round * 7919 % 120_000));
+        while !begun.exists() {
+            assert_eq!(child.try_wait().expect("a child"), None, "it runs");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        fs::remove_file(&begun).expect("it is there");
+        std::thread::sleep(Duration::from_micros(round * 7919 % 120_000));
         child.kill().expect("a kill");
         assert_eq!(
             child.wait().expect("a status").signal(),
@@ -83,8 +89,9 @@ fn check(trees: &[PathBuf], path: &Path) {
 #[test]
 #[ignore = "the child of killed_at_random_moments"]
 fn started_by_a_test_convert_forever() {
-    let directory = std::env::var_os("DIRECTORY").expect("started by the parent");
-    let (trees, cache) = places(Path::new(&directory));
+    let directory = PathBuf::from(std::env::var_os("DIRECTORY").expect("started by the parent"));
+    let (trees, cache) = places(&directory);
+    fs::write(directory.join("begun"), "").expect("a file");
     let cache = Cache::open(&cache, LIMIT).expect("the cache");
     loop {
         for tree in &trees {

@@ -196,7 +196,7 @@ impl Machine {
     /// Runs a processor that starts at `rip`.
     pub fn run_from(&mut self, rip: u64) -> End {
         self.end = None;
-        let outcome = self.processor.run(rip, 60);
+        let outcome = self.processor.run(rip, 600);
         self.end.take().unwrap_or_else(|| {
             let at = self.processor.register(Register::Rip);
             End::Broken(format!("emulator stopped with {outcome:?} at {at:#x}"))
