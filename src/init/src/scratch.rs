@@ -89,7 +89,7 @@ fn on_disk(mapper: &Mapper, disk: &str, bytes: u64) -> Result<()> {
         .set("errors=remount-ro")?
         .mount(MountAttrFlags::empty())?
         .attach_at(world::SCRATCH)?;
-    trim::watch(world::SCRATCH, layers::SCRATCH_DISK)
+    trim::watch(world::SCRATCH, &device, layers::SCRATCH_DISK)
 }
 
 fn size_of_device(path: &str) -> Result<u64> {

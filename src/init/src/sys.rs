@@ -52,9 +52,8 @@ pub fn change_mount(mount: impl AsFd, attributes: libc::mount_attr, recursive: b
     check(result).map(drop)
 }
 
-/// Where the blocks of `file` in the byte range `logical` lie on its disk, in bytes (`FS_IOC_FIEMAP`, linux/fiemap.h). At most 256
-/// stretches; those beyond are left out.
-pub fn extents(file: &File, logical: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+/// Where the blocks of `file` in the byte range `logical` lie on its disk, in bytes (`FS_IOC_FIEMAP`, linux/fiemap.h).
+pub fn extents(file: &File, mut logical: Range<u64>) -> io::Result<Vec<Range<u64>>> {
     const COUNT: usize = 256;
     #[repr(C)]
     #[derive(Clone, Copy, Default)]
@@ -78,22 +77,30 @@ pub fn extents(file: &File, logical: Range<u64>) -> io::Result<Vec<Range<u64>>> 
     }
     // _IOWR('f', 11, struct fiemap), whose size is counted without extents.
     const FS_IOC_FIEMAP: libc::c_ulong = 0xc020_660b;
-    let mut map = Box::new(Fiemap {
-        start: logical.start,
-        length: logical.end.saturating_sub(logical.start),
-        flags: 0,
-        mapped: 0,
-        count: COUNT as u32,
-        reserved: 0,
-        extents: [Extent::default(); COUNT],
-    });
-    // SAFETY: the kernel writes the header and at most `count` extents, for which there is room.
-    check(unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP, &raw mut *map) }.into())?;
-    let mapped = (map.mapped as usize).min(COUNT);
-    Ok(map.extents[..mapped]
-        .iter()
-        .map(|extent| extent.physical..extent.physical.saturating_add(extent.length))
-        .collect())
+    let mut places = Vec::new();
+    while !logical.is_empty() {
+        let mut map = Box::new(Fiemap {
+            start: logical.start,
+            length: logical.end - logical.start,
+            flags: 0,
+            mapped: 0,
+            count: COUNT as u32,
+            reserved: 0,
+            extents: [Extent::default(); COUNT],
+        });
+        // SAFETY: the kernel writes the header and at most `count` extents, for which there is room.
+        check(unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP, &raw mut *map) }.into())?;
+        let mapped = map.extents.get(..map.mapped as usize).unwrap_or_default();
+        let Some(last) = mapped.last() else { break };
+        places.extend(
+            mapped
+                .iter()
+                .map(|extent| extent.physical..extent.physical.saturating_add(extent.length)),
+        );
+        // Extents come in order and none is empty, so each turn goes on from here.
+        logical.start = last.logical.saturating_add(last.length).max(logical.start + 1);
+    }
+    Ok(places)
 }
 
 /// Tells `disk` that these bytes are not needed any more (`BLKDISCARD`, linux/fs.h).

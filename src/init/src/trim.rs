@@ -9,35 +9,50 @@
 //!                              └ dropped: they are free again
 //! ```
 //!
-//! While that file has them, nobody else can. It takes piece by piece, and leaves a quarter of what is free alone, so that the
-//! workload does not meet a full disk.
+//! While that file has them, nobody else can. It takes piece by piece, looks each time at what is left, and leaves a sixteenth
+//! alone, or [`LEFT`], so that the workload does not meet a full disk. Which blocks are left is the file system's choice, so the host
+//! may keep that much, and as much again, or [`WORTH_IT`], until the next time.
+//!
+//! How much the host has at most is known without asking it: what was in use after the last time, and all that was written since.
+//! What is free comes and goes between two looks; what was written does not.
 
-use crate::failure::{Context as _, Result};
+use crate::failure::{Context as _, Failure, Result};
 use crate::sys;
 use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, fallocate, fstatvfs, openat};
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How often a look is taken.
+/// How often a look is taken, at most.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// Bytes that must have become free since the last time.
+/// Looks take at most one part in so many of the time.
+const SHARE: u32 = 20;
+/// Bytes that the host may have too much, or a sixteenth of what is free.
 const WORTH_IT: u64 = 64 << 20;
 /// Bytes taken at a time.
 const PIECE: u64 = 64 << 20;
+/// Bytes that stay free for the workload, or a quarter if fewer are free.
+const LEFT: u64 = 128 << 20;
+/// Bytes in a sector of the kernel's statistics.
+const SECTOR: u64 = 512;
 
-/// Watches the file system on `directory`, which lies on `disk` at the same offsets, for as long as the guest runs.
-pub fn watch(directory: &'static str, disk: &'static str) -> Result<()> {
-    let mut trim = Trim::new(directory, disk)?;
+/// Watches the file system on `directory` for as long as the guest runs. It is on `device`, whose content lies on `disk` at the same
+/// offsets.
+pub fn watch(directory: &'static str, device: &str, disk: &str) -> Result<()> {
+    let mut trim = Trim::new(directory, device, disk)?;
     let watch = move || {
+        let mut pause = INTERVAL;
         loop {
-            thread::sleep(INTERVAL);
+            thread::sleep(pause);
+            let begun = Instant::now();
             if let Err(failure) = trim.look() {
                 // What is not given back costs the host room, and the workload nothing.
                 crate::kmsg::error(&format!("trim: {failure}"));
                 return;
             }
+            pause = INTERVAL.max(begun.elapsed() * SHARE);
         }
     };
     thread::Builder::new()
@@ -47,61 +62,184 @@ pub fn watch(directory: &'static str, disk: &'static str) -> Result<()> {
         .context(|| "start the trim thread".into())
 }
 
+/// Bytes of the file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Usage {
+    free: u64,
+    used: u64,
+    /// Written to its device since that exists.
+    written: u64,
+}
+
+impl Usage {
+    /// What the host has at most beyond what is in use, if it had no more than that at `then`.
+    fn excess_since(&self, then: &Usage) -> u64 {
+        let written = self.written.saturating_sub(then.written);
+        then.used.saturating_add(written).saturating_sub(self.used)
+    }
+
+    /// The next piece to take, if as much stays free as has to, when `free` bytes were free before the first.
+    fn piece(&self, free: u64) -> Option<u64> {
+        let left = LEFT.max(free / 16).min(free / 4);
+        let piece = self.free.saturating_sub(left).min(PIECE);
+        (piece >= PIECE / 16).then_some(piece)
+    }
+}
+
 struct Trim {
     directory: OwnedFd,
     disk: File,
-    /// Free bytes, at their lowest since the last time.
-    lowest: u64,
+    /// `/sys/block/…/stat` of the device.
+    statistics: PathBuf,
+    /// After the last time.
+    then: Usage,
 }
 
 impl Trim {
-    fn new(directory: &str, disk: &str) -> Result<Self> {
+    fn new(directory: &str, device: &str, disk: &str) -> Result<Self> {
         let open = openat(CWD, directory, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let name = device.trim_start_matches("/dev/");
         let mut trim = Self {
             directory: open.context(|| format!("open {directory}"))?,
             disk: File::options()
                 .write(true)
                 .open(disk)
                 .context(|| format!("open {disk}"))?,
-            lowest: 0,
+            statistics: PathBuf::from(format!("/sys/block/{name}/stat")),
+            then: Usage {
+                free: 0,
+                used: 0,
+                written: 0,
+            },
         };
-        trim.lowest = trim.free()?;
+        trim.then = trim.usage()?;
         Ok(trim)
     }
 
-    fn free(&self) -> Result<u64> {
+    fn usage(&self) -> Result<Usage> {
         let stat = fstatvfs(&self.directory).context(|| "statfs of the scratch space".into())?;
-        Ok(stat.f_bfree * stat.f_frsize)
+        let what = || self.statistics.display().to_string();
+        let text = fs::read_to_string(&self.statistics).context(what)?;
+        let sectors = sectors_written(&text)
+            .ok_or_else(|| Failure::other(format!("{} does not say what was written", what())))?;
+        Ok(Usage {
+            free: stat.f_bfree * stat.f_frsize,
+            used: stat.f_blocks.saturating_sub(stat.f_bfree) * stat.f_frsize,
+            written: sectors.saturating_mul(SECTOR),
+        })
     }
 
     fn look(&mut self) -> Result<()> {
-        let free = self.free()?;
-        self.lowest = self.lowest.min(free);
-        if free - self.lowest >= WORTH_IT {
-            self.give_back(free - free / 4)?;
-            self.lowest = self.free()?;
+        let now = self.usage()?;
+        if now.excess_since(&self.then) >= WORTH_IT.max(now.free / 16) {
+            self.give_back(now.free)?;
+            // What was written meanwhile counts the next time.
+            self.then = Usage {
+                written: now.written,
+                ..self.usage()?
+            };
         }
         Ok(())
     }
 
-    /// Discards up to `bytes` bytes of free blocks.
-    fn give_back(&self, bytes: u64) -> Result<()> {
+    /// Discards free blocks, of which there are `free` bytes.
+    fn give_back(&self, free: u64) -> Result<()> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file =
             openat(&self.directory, ".", flags, Mode::empty()).context(|| "a file for free blocks".into())?;
         let file = File::from(file);
-        for start in (0..bytes).step_by(PIECE as usize) {
-            match fallocate(&file, FallocateFlags::empty(), start, PIECE.min(bytes - start)) {
+        let mut start = 0;
+        while let Some(piece) = self.usage()?.piece(free) {
+            match fallocate(&file, FallocateFlags::empty(), start, piece) {
                 // The workload was faster.
                 Err(rustix::io::Errno::NOSPC) => break,
                 result => result.context(|| "take free blocks".into())?,
             }
-            for extent in
-                sys::extents(&file, start..start + PIECE).context(|| "places of free blocks".into())?
-            {
+            let places = sys::extents(&file, start..start + piece);
+            for extent in places.context(|| "places of free blocks".into())? {
                 sys::discard(&self.disk, &extent).context(|| "discard free blocks".into())?;
             }
+            start += piece;
         }
         Ok(())
+    }
+}
+
+/// The seventh number of a block device's statistics (Documentation/block/stat.rst).
+fn sectors_written(statistics: &str) -> Option<u64> {
+    statistics.split_whitespace().nth(6)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn usage(free: u64, used: u64, written: u64) -> Usage {
+        Usage {
+            free: free * MIB,
+            used: used * MIB,
+            written: written * MIB,
+        }
+    }
+
+    #[test]
+    fn what_the_host_may_have_too_much() {
+        let then = usage(4000, 10, 50);
+        assert_eq!(usage(3600, 410, 450).excess_since(&then), 0, "written and kept");
+        assert_eq!(
+            usage(4000, 10, 450).excess_since(&then),
+            400 * MIB,
+            "and deleted, seen or not"
+        );
+        assert_eq!(
+            usage(4009, 1, 50).excess_since(&then),
+            9 * MIB,
+            "what was there before, deleted"
+        );
+        assert_eq!(usage(3900, 110, 50).excess_since(&then), 0, "not written yet");
+        assert_eq!(
+            usage(3990, 20, 0).excess_since(&then),
+            0,
+            "a counter that goes back"
+        );
+    }
+
+    #[test]
+    fn pieces_leave_the_workload_its_part() {
+        for (free, left) in [
+            (4000, 250),
+            (64_000, 4000),
+            (1000, 128),
+            (400, 100),
+            (80, 20),
+            (3, 3),
+            (0, 0),
+        ] {
+            let mut now = usage(free, 0, 0);
+            let mut pieces = 0;
+            while let Some(piece) = now.piece(free * MIB) {
+                assert!(piece <= PIECE);
+                now.free -= piece;
+                pieces += 1;
+            }
+            assert!(
+                (left * MIB..left * MIB + PIECE / 16).contains(&now.free),
+                "{free}: {}",
+                now.free
+            );
+            assert!(pieces <= free / 64 + 1, "{pieces}");
+        }
+        // The workload takes what is left, meanwhile.
+        assert_eq!(usage(100, 0, 0).piece(4000 * MIB), None);
+    }
+
+    #[test]
+    fn statistics_are_those_of_the_kernel() {
+        let line = "    1030      201    52714      312      877       40   819200     9120        0     2290     9433        0        0        0        0        0        0\n";
+        assert_eq!(sectors_written(line), Some(819_200));
+        assert_eq!(sectors_written("1 2 3 4 5 6 x"), None);
+        assert_eq!(sectors_written("1 2 3"), None);
     }
 }
