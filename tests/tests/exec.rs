@@ -214,6 +214,35 @@ fn a_detached_process_has_a_stand_in() {
 
 #[test]
 #[ignore = "needs KVM: run in the testbed"]
+fn it_ends_with_its_process_whoever_holds_its_output() {
+    let cwrun = Cwrun::new();
+    let container = idle(&cwrun);
+    let all = "head -c 300000 /dev/zero; echo done; exit 4";
+    let done = sh(&cwrun, &format!("sleep 1000 & {all}")).expect(4);
+    assert_eq!(done.stdout.len(), 300_000 + 5);
+    assert!(done.stdout.ends_with(b"done\n"));
+    // Also when that never falls silent.
+    let done = sh(&cwrun, &format!("(trap '' PIPE; while :; do echo; done) & {all}")).expect(4);
+    assert!(String::from_utf8_lossy(&done.stdout).contains("done"));
+    // Engines are told what is over in the words that they know.
+    cwrun.ok(["kill", ID, "TERM"]);
+    assert_eq!(cwrun.wait(&container), 0);
+    for (all, expected) in [(true, 0), (false, 1)] {
+        let mut args = vec!["kill", ID, "TERM"];
+        args.extend(all.then_some("--all"));
+        let late = cwrun.command(args).finish().expect(expected);
+        assert_eq!(
+            late.stderr.contains("container not running"),
+            !all,
+            "{}",
+            late.stderr
+        );
+    }
+    end(&cwrun);
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
 fn many_at_once_do_not_get_mixed_up() {
     let cwrun = Cwrun::new();
     let _container = idle(&cwrun);

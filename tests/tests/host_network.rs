@@ -113,7 +113,7 @@ fn the_guest_reaches_the_host_and_is_reached_where_it_is_asked_for() {
     let servers = [greet(outside, "of the host\n"), greet(local, "of its loopback\n")];
     // Nothing ends the guest's direction before the host's.
     let script = format!(
-        "ask() {{ mkfifo /tmp/words; nc $1 $2 </tmp/words & exec 4>/tmp/words; echo >&4; wait $!; exec 4>&-; rm /tmp/words; }}; ls /sys/class/net | tr '\\n' ' '; echo; ask {HOST} 7201; ask 10.0.2.2 7202; nc -w 30 {HOST} 7209 </dev/null 2>&1 | grep -o refused;
+        "ask() {{ mkfifo /tmp/words; nc $1 $2 </tmp/words & exec 4>/tmp/words; echo >&4; wait $!; exec 4>&-; rm /tmp/words; }}; ls /sys/class/net | tr '\\n' ' '; echo; ask {HOST} 7201; ask 10.0.2.2 7202; nc -w 30 {HOST} 7209 </dev/null || echo refused;
         {ECHO} echo serving; while :; do nc -l -p 80 -e sh -c 'read line; echo \"$line of the guest\"; sleep 1'; done"
     );
     let annotation = "io.cwrun.host-ports=80 7/udp";

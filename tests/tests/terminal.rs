@@ -156,21 +156,14 @@ fn the_terminal_sends_signals_and_its_end_is_a_hangup() {
     cwrun.ok(["delete", "hangup"]);
 }
 
-#[test]
-#[ignore = "needs KVM: run in the testbed"]
-fn run_in_front_uses_the_callers_terminal() {
-    let cwrun = Cwrun::new();
-    let bundle = Bundle::script("echo tty $(tty); read line; echo \"got <$line>\"; exit 8")
-        .with(|config| config["process"]["terminal"] = true.into());
-    // script(1) gives the command a terminal of its own and returns its exit status.
-    let inner = cwrun.run("front", &bundle).command();
+/// Runs it on a terminal of its own, on which this has been typed before it even begins: what was to be seen there, and the status.
+fn on_a_terminal(run: e2e::Run, typed: &str) -> (String, i32) {
+    // script(1) gives the command a terminal and returns its exit status.
+    let inner = run.command();
     let words = std::iter::once(inner.get_program())
         .chain(inner.get_args())
-        .map(|word| word.to_string_lossy().into_owned());
-    let line = words
-        .map(|word| format!("'{word}'"))
-        .collect::<Vec<_>>()
-        .join(" ");
+        .map(|word| format!("'{}'", word.to_string_lossy()));
+    let line = words.collect::<Vec<_>>().join(" ");
     let mut command = e2e::Run::new("script")
         .args(["-qec", &line, "/dev/null"])
         .command();
@@ -183,18 +176,43 @@ fn run_in_front_uses_the_callers_terminal() {
     let mut child = command.spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
     let mut output = child.stdout.take().unwrap();
-    // Typed ahead, while the guest has not even booted.
-    input.write_all(b"typed\n").unwrap();
+    input.write_all(typed.as_bytes()).unwrap();
     let reader = std::thread::spawn(move || {
         let mut text = String::new();
         let _ = output.read_to_string(&mut text);
         text
     });
-    let status = e2e::process::wait(&mut child, Duration::from_secs(60), "run on a terminal");
-    let text = reader.join().unwrap();
+    let status = e2e::process::wait(&mut child, Duration::from_secs(60), &line);
+    (reader.join().unwrap(), e2e::process::code(status))
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
+fn run_and_exec_in_front_use_the_callers_terminal() {
+    let cwrun = Cwrun::new();
+    let bundle = Bundle::script("echo tty $(tty); read line; echo \"got <$line>\"; exit 8")
+        .with(|config| config["process"]["terminal"] = true.into());
+    let (text, code) = on_a_terminal(cwrun.run("front", &bundle), "typed\n");
     assert!(
         text.contains("tty /dev/pts/0\r\n") && text.contains("got <typed>\r\n"),
         "{text:?}"
     );
-    assert_eq!(status.code(), Some(8));
+    assert_eq!(code, 8);
+
+    let container = cwrun.create("idle", &Bundle::idle());
+    cwrun.ok(["start", "idle"]);
+    let script = "tty; read line; echo got $line; exit 9";
+    let exec = cwrun.command(["exec", "--tty", "idle", "sh", "-c", script]);
+    let (text, code) = on_a_terminal(exec, "typed\n");
+    assert!(
+        text.contains("/dev/pts/0\r\n") && text.contains("got typed\r\n"),
+        "{text:?}"
+    );
+    assert_eq!(code, 9);
+    // Without it, lines are as they were written.
+    let (text, _) = on_a_terminal(cwrun.command(["exec", "idle", "echo", "plain"]), "");
+    assert_eq!(text, "plain\r\n");
+    cwrun.ok(["kill", "idle", "TERM"]);
+    cwrun.wait(&container);
+    cwrun.ok(["delete", "idle"]);
 }

@@ -5,12 +5,13 @@ pub mod usage;
 use crate::user;
 use anyhow::{Context, Result, ensure};
 use libcgroups::common::{
-    AnyCgroupManager, CgroupConfig, CgroupManager, CgroupSetup, ControllerOpt, create_cgroup_manager,
-    get_cgroup_setup,
+    AnyCgroupManager, AnyManagerError, CgroupConfig, CgroupManager, CgroupSetup, ControllerOpt,
+    WrappedIoError, create_cgroup_manager, get_cgroup_setup,
 };
 use nix::unistd::Pid;
 use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
+use std::error::Error as _;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -76,9 +77,16 @@ impl Location {
 
     /// Makes the cgroup, moves process `pid` into it and sets the limits.
     pub fn enter(&self, pid: i32, resources: Option<&LinuxResources>) -> Result<()> {
-        self.manager()?
-            .add_task(Pid::from_raw(pid))
-            .with_context(|| format!("cgroup {}", self.path.display()))?;
+        let manager = self.manager()?;
+        let mut entered = manager.add_task(Pid::from_raw(pid));
+        // Another container's `create` may make the same parent between libcgroups' look for it and its own making: one try for each.
+        for _ in self.path.components() {
+            if !entered.as_ref().is_err_and(is_taken) {
+                break;
+            }
+            entered = manager.add_task(Pid::from_raw(pid));
+        }
+        entered.with_context(|| format!("cgroup {}", self.path.display()))?;
         match resources {
             Some(resources) => self.limit(pid, resources),
             None => Ok(()),
@@ -131,6 +139,12 @@ impl Location {
         };
         create_cgroup_manager(config).with_context(|| format!("cgroup {}", self.path.display()))
     }
+}
+
+/// Whether this is about a directory that is there already.
+fn is_taken(error: &AnyManagerError) -> bool {
+    let io = error.source().and_then(|source| source.downcast_ref());
+    io.is_some_and(|error: &WrappedIoError| error.inner().kind() == ErrorKind::AlreadyExists)
 }
 
 /// Whether the limit on memory with swap is the limit on memory. libcgroups takes the difference of 0 for "not given".

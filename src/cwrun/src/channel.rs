@@ -15,6 +15,7 @@ use std::io::{IoSlice, IoSliceMut, Write};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 use workload::protocol::{Decoder, encode};
 
 /// Descriptors that can go with a message: those of standard streams.
@@ -49,6 +50,13 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
             descriptors: Vec::new(),
             sends: PhantomData,
         }
+    }
+
+    /// From here on reads and writes wait for the other side for so long at most, and then fail with EAGAIN.
+    pub fn wait_at_most(&self, time: Duration) -> Result<()> {
+        let both = self.stream.set_read_timeout(Some(time));
+        both.and_then(|()| self.stream.set_write_timeout(Some(time)))
+            .context("channel")
     }
 
     /// Sends one message, waiting until the other side has room for it.

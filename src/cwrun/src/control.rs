@@ -5,9 +5,11 @@ use crate::failure::GuestFailure;
 use crate::state::Container;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
 use workload::protocol::{Outcome, Request};
 
 /// A client's end of a conversation with the VMM.
@@ -18,6 +20,19 @@ pub fn request(container: &Container, request: Request) -> Result<()> {
     match ask(container, request)? {
         Outcome::Done => Ok(()),
         other => bail!("container {:?} answers with {other:?}", container.record.id),
+    }
+}
+
+/// The same, but waits for so long at most. `false` if there was no answer until then; the request is there to be read all the same.
+pub fn request_within(container: &Container, request: Request, time: Duration) -> Result<bool> {
+    let mut channel = connect(container)?;
+    channel.wait_at_most(time)?;
+    channel.send(&request)?;
+    match answer(container, &mut channel) {
+        Ok(Outcome::Done) => Ok(true),
+        Ok(other) => bail!("container {:?} answers with {other:?}", container.record.id),
+        Err(error) if error.downcast_ref() == Some(&Errno::AGAIN) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::state::ProcessId;
 use anyhow::{Context, Result, bail};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 const NAMES: [(&str, i32); 35] = [
@@ -96,17 +97,18 @@ pub fn kill_and_wait(process: ProcessId) -> Result<()> {
         return Ok(());
     }
     let pid = Pid::from_raw(process.pid).context("process number 0")?;
-    let Ok(fd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
-        return Ok(());
+    let fd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+        Err(Errno::SRCH) => return Ok(()),
+        fd => fd.with_context(|| format!("process {pid:?}"))?,
     };
     if !process.is_alive() {
         return Ok(());
     }
     rustix::process::pidfd_send_signal(&fd, Signal::KILL)
         .with_context(|| format!("process {}", process.pid))?;
-    // Readable once it has ended (pidfd_open(2)).
+    // Readable once it has ended (pidfd_open(2)). That takes the kernel as long as the guest had memory.
     let timeout = rustix::event::Timespec {
-        tv_sec: 10,
+        tv_sec: 120,
         tv_nsec: 0,
     };
     let mut fds = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];

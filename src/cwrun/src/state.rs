@@ -22,6 +22,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Version of the runtime specification that `state` reports.
 pub const OCI_VERSION: &str = "1.2.0";
@@ -75,15 +76,14 @@ impl ProcessId {
         Self::of(rustix::process::getpid().as_raw_pid())
     }
 
-    /// Whether it still runs. A zombie does not.
+    /// Whether it still runs. A zombie does not, unless other threads of it are still on their way out.
     pub fn is_alive(self) -> bool {
-        stat(self.pid)
-            .is_ok_and(|(state, start_time)| !matches!(state, 'Z' | 'X') && start_time == self.start_time)
+        stat(self.pid).is_ok_and(|(runs, start_time)| runs && start_time == self.start_time)
     }
 }
 
-/// State letter and start time from `/proc/<pid>/stat`.
-fn stat(pid: i32) -> Result<(char, u64)> {
+/// Whether a process runs, and its start time, from `/proc/<pid>/stat`.
+fn stat(pid: i32) -> Result<(bool, u64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The command name is in parentheses and may itself contain spaces and parentheses.
     let (_, fields) = text.rsplit_once(')').context("/proc stat has no command name")?;
@@ -92,8 +92,17 @@ fn stat(pid: i32) -> Result<(char, u64)> {
         .next()
         .and_then(|field| field.chars().next())
         .context("/proc stat has no state")?;
-    let start_time = fields.nth(18).context("/proc stat has no start time")?.parse()?;
-    Ok((state, start_time))
+    let threads: u32 = fields
+        .nth(16)
+        .context("/proc stat has no number of threads")?
+        .parse()?;
+    let start_time = fields.nth(1).context("/proc stat has no start time")?.parse()?;
+    let runs = match state {
+        'Z' => threads > 1,
+        'X' => false,
+        _ => true,
+    };
+    Ok((runs, start_time))
 }
 
 /// What is known of a container.
@@ -306,7 +315,24 @@ impl Container {
         }
     }
 
-    /// Takes the container for removal, against other removers and re-creators. `None` if it has gone meanwhile.
+    /// Whether it is there to be asked.
+    pub fn lives(&self) -> bool {
+        matches!(self.status(), Status::Created | Status::Running | Status::Paused)
+    }
+
+    /// Whether it still lives after some time.
+    pub fn outlives(&self, time: Duration) -> bool {
+        let deadline = Instant::now() + time;
+        while self.lives() {
+            if Instant::now() >= deadline {
+                return true;
+            }
+            std::thread::sleep(time / 100);
+        }
+        false
+    }
+
+    /// Takes the container for a change of what is kept of it, and above all for removal, against other removers and re-creators. `None` if it has gone meanwhile.
     pub fn lock(&self) -> Result<Option<File>> {
         let open = |path: &Path| {
             rustix::fs::open(

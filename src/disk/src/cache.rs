@@ -202,19 +202,22 @@ impl Cache {
     /// [`Error::Cache`].
     pub fn prune(&self, limit: u64) -> Result<u64, Error> {
         let mut entries = Vec::new();
+        let mut freed = 0;
         for (item, name) in self.items()? {
             let slot = self.slot(&name);
             if item == name {
                 entries.extend(slot.usage()?.map(|(used, bytes)| (used, bytes, slot)));
             } else if item.ends_with(".tmp") || item.ends_with(".lock") && !slot.entry.exists() {
-                slot.remove_if_idle()?;
+                let bytes = fs::metadata(slot.temporary.join(IMAGE)).map_or(0, |image| image.blocks() * 512);
+                if slot.remove_if_idle()? {
+                    freed += bytes;
+                }
             }
         }
         entries.sort_unstable_by_key(|(used, ..)| *used);
         let mut total = entries
             .iter()
             .fold(0u64, |total, (_, bytes, _)| total.saturating_add(*bytes));
-        let mut freed = 0;
         for (_, bytes, slot) in entries {
             if total <= limit {
                 break;
@@ -339,13 +342,14 @@ impl Slot {
             if verify(&image, &key, &record.layout).is_err() {
                 return Ok(None);
             }
-            self.write_record(
-                &self.entry,
-                &Record {
-                    boot: now.to_owned(),
-                    ..record.clone()
-                },
-            )?;
+            let noted = Record {
+                boot: now.to_owned(),
+                ..record.clone()
+            };
+            // Where it can't be noted, as on a full file system, the next use verifies the image again.
+            if let Err(error) = self.write_record(&self.entry, &noted) {
+                tracing::warn!(entry = ?self.entry, %error, "can't note that the disk is good");
+            }
         }
         lock::flock(&image, FlockOperation::LockShared)?;
         Ok(Some(Entry {

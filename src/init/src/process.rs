@@ -103,9 +103,12 @@ impl Process {
 
     /// Collects a process that came to nothing.
     pub fn abandon(&self, failure: Failure) -> Failure {
-        // It has ended or is about to; were it not, the guest's end would be its end.
+        // It has ended or is about to, which is not waited for: the guest's end is its end.
         let _ = sys::pidfd_signal(&self.pidfd, libc::SIGKILL);
-        let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+        let _ = waitid(
+            WaitId::PidFd(self.pidfd.as_fd()),
+            WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+        );
         failure
     }
 

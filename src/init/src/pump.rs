@@ -18,6 +18,8 @@ use std::rc::Rc;
 
 /// Bytes held at most.
 pub const BUFFER: usize = 64 << 10;
+/// What a pipe may hold, `fs.pipe-max-size` unless root has changed that.
+const LARGEST_PIPE: usize = 1 << 20;
 /// Buffers moved in one go before the others have their turn.
 const TURNS: usize = 16;
 
@@ -73,6 +75,9 @@ pub struct Pump {
     end: usize,
     /// The sink has been told that no more comes; kept until its bytes are taken.
     delivering: Option<End>,
+    /// Bytes read since [`Pump::mark`], and whether there were none to read at some time.
+    read: usize,
+    emptied: bool,
 }
 
 /// What came of one read or write.
@@ -92,6 +97,8 @@ impl Pump {
             start: 0,
             end: 0,
             delivering: None,
+            read: 0,
+            emptied: false,
         }
     }
 
@@ -134,9 +141,13 @@ impl Pump {
             Ok(0) => self.finish(),
             Ok(count) => {
                 (self.start, self.end) = (0, count);
+                self.read = self.read.saturating_add(count);
                 Moved::Some
             }
-            Err(Errno::AGAIN) => Moved::Blocked,
+            Err(Errno::AGAIN) => {
+                self.emptied = true;
+                Moved::Blocked
+            }
             Err(Errno::INTR) => Moved::Some,
             // A terminal whose last user is gone says EIO, a connection that broke ECONNRESET: no more comes.
             Err(_) => self.finish(),
@@ -177,6 +188,18 @@ impl Pump {
         (self.start, self.end) = (0, 0);
         if let Some(source) = self.source.take() {
             source.shut(Shutdown::Read);
+        }
+    }
+
+    /// From here on, what is written into the source no longer counts: see [`Pump::end`].
+    pub fn mark(&mut self) {
+        (self.read, self.emptied) = (0, false);
+    }
+
+    /// Ends the pump, if all is written that was in the source when it was marked.
+    pub fn end(&mut self) {
+        if self.start == self.end && (self.emptied || self.read >= LARGEST_PIPE) {
+            self.finish();
         }
     }
 

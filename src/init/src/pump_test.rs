@@ -64,6 +64,48 @@ fn a_hundred_megabytes_arrive_whole_and_the_end_with_them() {
 }
 
 #[test]
+fn what_is_written_after_the_mark_is_not_waited_for() {
+    let (read, write) = pipe().unwrap();
+    let (ours, host) = sockets();
+    let mut pump = Pump::new(end(read, Kind::Pipe), end(ours, Kind::Socket));
+    let mut pipe = File::from(write);
+    pipe.write_all(b"before").unwrap();
+    pump.mark();
+    pump.end();
+    assert!(!pump.is_finished(), "nothing of it has been read");
+    run(&mut pump, |pump| pump.read == 6);
+    pump.work();
+    pump.end();
+    assert!(pump.is_finished());
+    let mut text = String::new();
+    File::from(host).read_to_string(&mut text).unwrap();
+    assert_eq!(text, "before");
+    assert_eq!(
+        pipe.write_all(b"after").unwrap_err().kind(),
+        std::io::ErrorKind::BrokenPipe
+    );
+}
+
+#[test]
+fn a_writer_without_end_does_not_keep_a_marked_pump() {
+    let (read, write) = pipe().unwrap();
+    let (ours, host) = sockets();
+    let writer = thread::spawn(move || {
+        let mut pipe = File::from(write);
+        while pipe.write_all(&[7; 4096]).is_ok() {}
+    });
+    let reader = thread::spawn(move || File::from(host).read_to_end(&mut Vec::new()).unwrap());
+    let mut pump = Pump::new(end(read, Kind::Pipe), end(ours, Kind::Socket));
+    pump.mark();
+    while !pump.is_finished() {
+        pump.work();
+        pump.end();
+    }
+    writer.join().unwrap();
+    assert!(reader.join().unwrap() > 0);
+}
+
+#[test]
 fn a_stalled_reader_stops_the_writer_and_loses_nothing() {
     let (read, write) = pipe().unwrap();
     let (ours, host) = sockets();

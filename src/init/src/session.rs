@@ -33,7 +33,7 @@ const FIRST: u32 = 0;
 /// How often delivery is looked at while no event can tell of it.
 const DELIVERY_TICK: Duration = Duration::from_millis(5);
 /// How long the ends of other processes may take to be told after that of the first.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// A container that is prepared, runs, or has ended.
 pub struct Session {

@@ -21,6 +21,8 @@ use workload::protocol::{Outcome, Status};
 
 /// How long a host that has the bytes may take to close its end before they count as delivered.
 const DELIVERY_GRACE: Duration = Duration::from_millis(500);
+/// How long a terminal may take to hand on what its process wrote before it ended.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// Sockets of a process's standard streams: one with a terminal, else three.
 pub type Sockets = Vec<OwnedFd>;
@@ -33,6 +35,8 @@ pub struct Task {
     /// From the process; delivered to the last byte.
     outputs: Vec<Pump>,
     terminal: Option<Terminal>,
+    /// Others may live on when it has ended, and hold its output open.
+    outlived: bool,
     state: State,
 }
 
@@ -58,6 +62,7 @@ enum State {
     Ended {
         /// How it ended.
         status: Status,
+        since: Instant,
         /// Since when the device has had all of the output.
         taken_since: Option<Instant>,
     },
@@ -79,7 +84,8 @@ pub enum News {
 impl Task {
     /// The container's first process, prepared.
     pub fn first(process: Process, streams: Streams, sockets: Sockets) -> Result<Self> {
-        let mut task = Self::new(process, State::Prepared);
+        // With it, the kernel ends all others of the container.
+        let mut task = Self::new(process, false, State::Prepared);
         task.connect(streams, sockets)?;
         Ok(task)
     }
@@ -87,15 +93,16 @@ impl Task {
     /// A process that has just been forked for `request` and starts as soon as it can.
     pub fn forked(process: Process, unready: Unready, sockets: Sockets, request: u32) -> Self {
         let parts = Parts(unready, sockets);
-        Self::new(process, State::Preparing { request, parts })
+        Self::new(process, true, State::Preparing { request, parts })
     }
 
-    fn new(process: Process, state: State) -> Self {
+    fn new(process: Process, outlived: bool, state: State) -> Self {
         Self {
             process,
             input: None,
             outputs: Vec::new(),
             terminal: None,
+            outlived,
             state,
         }
     }
@@ -139,7 +146,7 @@ impl Task {
 
     /// Whether it has ended but for its output's delivery, which no event tells of.
     pub fn is_delivering(&self) -> bool {
-        self.has_ended() && self.outputs.iter().any(Pump::is_finished)
+        self.has_ended() && (self.outlived || self.outputs.iter().any(Pump::is_finished))
     }
 
     fn has_ended(&self) -> bool {
@@ -232,9 +239,11 @@ impl Task {
             State::Failed => State::Told,
             _ => State::Ended {
                 status,
+                since: Instant::now(),
                 taken_since: None,
             },
         };
+        self.outputs.iter_mut().for_each(Pump::mark);
         self.input = None;
         self.terminal = None;
         Ok(())
@@ -242,9 +251,21 @@ impl Task {
 
     /// After the end: waits for the output's delivery, then tells the host.
     fn finish(&mut self, news: &mut Vec<News>) {
-        let State::Ended { status, taken_since } = &mut self.state else {
+        let State::Ended {
+            status,
+            since,
+            taken_since,
+        } = &mut self.state
+        else {
             return;
         };
+        // What those who live on will write is not waited for, as it is not where they have a pipe of the caller's.
+        if self.outlived && since.elapsed() >= SETTLE {
+            self.outputs
+                .iter_mut()
+                .filter(|pump| !pump.is_finished())
+                .for_each(Pump::end);
+        }
         let slowest = self
             .outputs
             .iter()

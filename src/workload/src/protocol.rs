@@ -40,8 +40,8 @@ pub const BROKER: u32 = 1026;
 pub const REPORT: usize = 1184;
 /// Longest message in bytes. Room for a large Workload and 4 MiB of injected files in base64.
 pub const MAX_MESSAGE: usize = 16 << 20;
-/// Highest process number that has stdio ports.
-pub const MAX_PROCESS: u32 = (1 << 20) - 1;
+/// Highest process number that has stdio ports. Numbers are not used again: at a hundred health checks a second, for two months.
+pub const MAX_PROCESS: u32 = (1 << 29) - 1;
 
 const STDIO: u32 = 1 << 16;
 

@@ -7,7 +7,10 @@ use crate::state::{Container, Root, Status};
 use crate::{network, root_disk, signal};
 use anyhow::{Result, ensure};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How long processes that were killed may take to leave the cgroup.
+const GONE: Duration = Duration::from_secs(10);
 
 /// The command.
 pub fn run(global: &Global, args: &Delete) -> Result<()> {
@@ -90,14 +93,13 @@ fn remove_cgroup(cgroup: &crate::cgroup::Location) -> Result<()> {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }
-    let mut result = cgroup.remove();
     // They leave it when the kernel has taken them down, which takes a busy machine its time.
-    for _ in 0..1000 {
-        if result.is_ok() {
-            break;
+    let deadline = Instant::now() + GONE;
+    loop {
+        let result = cgroup.remove();
+        if result.is_ok() || Instant::now() >= deadline {
+            return result;
         }
         std::thread::sleep(Duration::from_millis(10));
-        result = cgroup.remove();
     }
-    result
 }

@@ -7,7 +7,7 @@ use crate::bundle::sizing::Limits;
 use crate::cgroup::usage::{Groups, Pids, Usage};
 use crate::cli::{Events, Global};
 use crate::control;
-use crate::state::{Container, Root, Status};
+use crate::state::{Container, Root};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use std::io::Write;
@@ -37,7 +37,7 @@ pub fn run(global: &Global, args: &Events) -> Result<()> {
         return watch.print_usage();
     }
     let mut next = Instant::now() + args.interval;
-    while lives(&container) {
+    while container.lives() {
         let pause = next.saturating_duration_since(Instant::now()).min(LOOK);
         std::thread::sleep(pause);
         let looked = watch.look().and_then(|()| {
@@ -49,31 +49,12 @@ pub fn run(global: &Global, args: &Events) -> Result<()> {
         });
         // Whatever can't be asked of a container that is about to end is no failure.
         if let Err(error) = looked
-            && outlives(&container, END)
+            && container.outlives(END)
         {
             return Err(error);
         }
     }
     watch.look_at_host()
-}
-
-fn lives(container: &Container) -> bool {
-    matches!(
-        container.status(),
-        Status::Created | Status::Running | Status::Paused
-    )
-}
-
-/// Whether it still lives after some time.
-fn outlives(container: &Container, time: Duration) -> bool {
-    let deadline = Instant::now() + time;
-    while lives(container) {
-        if Instant::now() >= deadline {
-            return true;
-        }
-        std::thread::sleep(time / 100);
-    }
-    false
 }
 
 /// A container that is being looked at.
@@ -89,7 +70,7 @@ impl<'a> Watch<'a> {
         let id = &container.record.id;
         let status = container.status();
         let vmm = match container.record.vmm {
-            Some(vmm) if lives(container) => vmm,
+            Some(vmm) if container.lives() => vmm,
             _ => bail!("container {id:?} is {status}, it uses nothing"),
         };
         ensure!(

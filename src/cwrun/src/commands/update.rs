@@ -53,6 +53,9 @@ pub fn run(global: &Global, args: &Update) -> Result<()> {
 
 /// Sets the limits, the host's first, since it is the one that may refuse. Returns what the caller should know.
 fn apply(container: &Container, asked: &LinuxResources, sizing: &Sizing) -> Result<Vec<String>> {
+    // Against another update, which would begin from the same limits.
+    let lock = container.lock()?;
+    ensure!(lock.is_some(), "container {:?} is gone", container.record.id);
     let mut config = container.config()?;
     let mut linux = config.linux().clone().unwrap_or_default();
     let current = linux.resources().clone().unwrap_or_default();

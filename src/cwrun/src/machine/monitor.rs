@@ -334,26 +334,18 @@ impl Monitor {
                 return Ok(status);
             }
             let exit = self.vm.exit_fd();
+            // What is over would be told again and again, whatever is asked for: something else stands in its place.
+            let ended = self.exited.is_some();
+            let unless_ended = |fd| match ended {
+                false => PollFd::from_borrowed_fd(fd, PollFlags::IN),
+                true => PollFd::new(&self.drained, PollFlags::empty()),
+            };
             let fds = [
-                PollFd::new(
-                    &self.guest,
-                    if self.exited.is_none() {
-                        PollFlags::IN
-                    } else {
-                        PollFlags::empty()
-                    },
-                ),
+                unless_ended(self.guest.as_fd()),
                 PollFd::new(&self.drained, PollFlags::IN),
                 PollFd::new(&self.signals, PollFlags::IN),
                 PollFd::new(&self.control, PollFlags::IN),
-                PollFd::new(
-                    &exit,
-                    if self.exited.is_none() {
-                        PollFlags::IN
-                    } else {
-                        PollFlags::empty()
-                    },
-                ),
+                unless_ended(exit),
             ];
             let happened = |fd: &PollFd<'_>| {
                 fd.revents()
@@ -579,6 +571,11 @@ impl Monitor {
         let refusal = match &mut request {
             Request::Setup(_) => Some("only create sets a guest up"),
             Request::Start if self.started => Some("the container has been started already"),
+            // As kill(2) succeeds with a process that has ended and that nobody has waited for.
+            Request::Signal { .. } if self.exited.is_some() => {
+                let _ = client.send(&Outcome::Done);
+                return Ok(());
+            }
             _ if self.exited.is_some() => Some("the container's process has ended"),
             Request::Exec(exec) => self.admit_exec(exec, descriptors).err(),
             _ => None,

@@ -91,7 +91,7 @@ pub struct Connection {
     /// Packets without data that wait to be sent.
     wants_response: bool,
     wants_credit_update: bool,
-    /// The guest was asked for credit and has not said anything since.
+    /// The guest was asked for credit and has not given any since.
     asked_credit: bool,
 }
 
@@ -140,7 +140,10 @@ impl Connection {
     pub fn receive(&mut self, header: &Header, payload: &mut Buffer<'_>) -> Result<(), Violation> {
         self.guest_buf_alloc = header.buf_alloc;
         self.guest_forwarded = Wrapping(header.fwd_cnt);
-        self.asked_credit = false;
+        // A guest answers at once, whether its reader has taken anything or not; where it has not, the next word comes from itself.
+        if self.credit() > 0 {
+            self.asked_credit = false;
+        }
         match header.op {
             Op::Data => self.receive_data(header.len, payload),
             Op::Shutdown => {

@@ -500,8 +500,26 @@ fn the_guests_credit_is_kept() {
         },
         &[],
     );
-    guest.receive_op(Op::CreditRequest);
     guest.silent();
+    // Nor is one asked again that has nothing to give.
+    guest.send(
+        Header {
+            buf_alloc: 1000,
+            fwd_cnt: 600,
+            ..header(Op::CreditUpdate, 1000)
+        },
+        &[],
+    );
+    guest.silent();
+    guest.send(
+        Header {
+            buf_alloc: 1000,
+            fwd_cnt: 1600,
+            ..header(Op::CreditUpdate, 1000)
+        },
+        &[],
+    );
+    assert_eq!(guest.receive().1.len(), 1000);
 }
 
 #[test]
