@@ -10,7 +10,7 @@ const MIB: u64 = 1 << 20;
 
 /// A container that does nothing, not even now and then start a process, with these limits, and with a control group that it may write to.
 fn idle(cwrun: &Cwrun, resources: &serde_json::Value) -> Container {
-    let bundle = Bundle::busybox(["sleep", "100000"]).with(|config| {
+    let bundle = Bundle::script("trap 'exit 0' TERM; sleep 100000 & wait").with(|config| {
         config["linux"]["resources"] = resources.clone();
         config["linux"]["cgroupsPath"] = "/e2e/update".into();
         for mount in config["mounts"].as_array_mut().expect("mounts are a list") {
