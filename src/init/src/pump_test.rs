@@ -92,9 +92,7 @@ fn a_writer_without_end_does_not_keep_a_marked_pump() {
     let (ours, host) = sockets();
     let mut pipe = File::from(write);
     pipe.write_all(b"first").unwrap();
-    let writer = thread::spawn(move || {
-        while pipe.write_all(&[7; 4096]).is_ok() {}
-    });
+    let writer = thread::spawn(move || while pipe.write_all(&[7; 4096]).is_ok() {});
     let reader = thread::spawn(move || File::from(host).read_to_end(&mut Vec::new()).unwrap());
     let mut pump = Pump::new(end(read, Kind::Pipe), end(ours, Kind::Socket));
     pump.mark();
