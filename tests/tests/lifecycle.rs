@@ -195,6 +195,23 @@ fn kill_ends_what_does_not_listen() {
 
 #[test]
 #[ignore = "needs KVM: run in the testbed"]
+fn a_vmm_that_does_not_answer_holds_nobody_up() {
+    let cwrun = Cwrun::new();
+    let container = cwrun.create("deaf", &waiting("trap 'exit 5' TERM"));
+    cwrun.ok(["start", "deaf"]);
+    container.expect_output("ready");
+    let vmm = Pid::from_raw(container.pid).unwrap();
+    kill_process(vmm, Signal::STOP).unwrap();
+    // An engine's `stop` would not get as far as SIGKILL if this waited, or failed.
+    cwrun.ok(["kill", "deaf", "TERM"]);
+    // What was asked for comes when it goes on.
+    kill_process(vmm, Signal::CONT).unwrap();
+    assert_eq!(cwrun.wait(&container), 5);
+    cwrun.ok(["delete", "deaf"]);
+}
+
+#[test]
+#[ignore = "needs KVM: run in the testbed"]
 fn all_processes_can_be_signalled() {
     let cwrun = Cwrun::new();
     let child =
