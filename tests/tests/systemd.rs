@@ -30,6 +30,12 @@ const BOOT: &str = r#"
     exec /lib/systemd/systemd --system --log-target=null
 "#;
 
+/// The number of containers' units that are left. conmon's ends a moment after podman.
+const LEFT: &str = r#"
+    units() { systemctl list-units --all --no-legend 'libpod*'; }
+    left() { for i in $(seq 300); do [ -z "$(units)" ] && break; sleep 0.1; done; units | wc -l; }
+"#;
+
 /// Ends, with all that it has started, when it is dropped.
 struct Systemd {
     outside: Child,
@@ -62,8 +68,9 @@ impl Systemd {
         this
     }
 
-    /// A shell script there.
+    /// A shell script there, with [`LEFT`]'s functions.
     fn run(&self, script: &str) -> Run {
+        let script = format!("{LEFT}{script}");
         let enter = [
             "--target",
             &self.first,
@@ -73,7 +80,7 @@ impl Systemd {
             "--",
             "sh",
             "-c",
-            script,
+            &script,
         ];
         Run::new("nsenter").args(enter).deadline(120)
     }
@@ -112,7 +119,6 @@ fn a_container_is_a_scope_with_its_limits() {
     });
     let script = r#"
         show() { systemctl show libpod-scope.scope --property $1 --value; }
-        units() { systemctl list-units --all --no-legend 'libpod*'; }
         group=/sys/fs/cgroup/system.slice/libpod-scope.scope
         $CWRUN create --pid-file $PID --bundle $BUNDLE c </dev/null >/dev/null && $CWRUN start c
         echo cgroup=$(cat /proc/$(cat $PID)/cgroup)
@@ -124,8 +130,7 @@ fn a_container_is_a_scope_with_its_limits() {
         $CWRUN update --pids-limit 40 c; echo update=$?
         echo fewer=$((before - $(show TasksMax)))
         $CWRUN delete --force c; echo delete=$?
-        for i in $(seq 300); do [ -z "$(units)" ] && break; sleep 0.1; done
-        echo left=$(units | wc -l) $(ls -d $group 2>/dev/null)
+        echo left=$(left) $(ls -d $group 2>/dev/null)
     "#;
     let done = systemd
         .run(script)
@@ -166,8 +171,7 @@ fn podman_with_its_default_manager_gets_the_same_as_with_crun() {
     let outcome = |runtime: String| {
         let script = format!(
             "podman --cgroup-manager systemd --runtime {runtime} run --rm --network none --pids-limit 60 --memory 300m --name c {IMAGE} \
-             sh -c 'cat /sys/fs/cgroup/pids.max; exit 3'; echo status $?; units() {{ systemctl list-units --all --no-legend 'libpod*'; }}; \
-             for i in $(seq 300); do [ -z \"$(units)\" ] && break; sleep 0.1; done; units | wc -l"
+             sh -c 'cat /sys/fs/cgroup/pids.max; exit 3'; echo status $?; left"
         );
         as_installed(systemd.run(&script)).finish().ok().text()
     };

@@ -17,10 +17,7 @@ pub type Client = Channel<Request, Outcome>;
 
 /// Sends one request that has no other answer than "done", and waits for what became of it.
 pub fn request(container: &Container, request: Request) -> Result<()> {
-    match ask(container, request)? {
-        Outcome::Done => Ok(()),
-        other => bail!("container {:?} answers with {other:?}", container.record.id),
-    }
+    done(container, &ask(container, request)?)
 }
 
 /// The same, but waits for so long at most. `false` if there was no answer until then; the request is there to be read all the same.
@@ -29,10 +26,17 @@ pub fn request_within(container: &Container, request: Request, time: Duration) -
     channel.wait_at_most(time)?;
     channel.send(&request)?;
     match answer(container, &mut channel) {
-        Ok(Outcome::Done) => Ok(true),
-        Ok(other) => bail!("container {:?} answers with {other:?}", container.record.id),
+        Ok(outcome) => done(container, &outcome).map(|()| true),
         Err(error) if error.downcast_ref() == Some(&Errno::AGAIN) => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+/// Whether that is the answer to a request that has no other.
+fn done(container: &Container, outcome: &Outcome) -> Result<()> {
+    match outcome {
+        Outcome::Done => Ok(()),
+        other => bail!("container {:?} answers with {other:?}", container.record.id),
     }
 }
 

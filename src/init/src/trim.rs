@@ -18,7 +18,7 @@
 
 use crate::failure::{Context as _, Failure, Result};
 use crate::sys;
-use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, fallocate, fstatvfs, openat};
+use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, StatVfs, fallocate, fstatvfs, openat};
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -62,10 +62,9 @@ pub fn watch(directory: &'static str, device: &str, disk: &str) -> Result<()> {
         .context(|| "start the trim thread".into())
 }
 
-/// Bytes of the file system.
+/// Bytes of the file system, but for the free ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Usage {
-    free: u64,
     used: u64,
     /// Written to its device since that exists.
     written: u64,
@@ -77,13 +76,13 @@ impl Usage {
         let written = self.written.saturating_sub(then.written);
         then.used.saturating_add(written).saturating_sub(self.used)
     }
+}
 
-    /// The next piece to take, if as much stays free as has to, when `free` bytes were free before the first.
-    fn piece(&self, free: u64) -> Option<u64> {
-        let left = LEFT.max(free / 16).min(free / 4);
-        let piece = self.free.saturating_sub(left).min(PIECE);
-        (piece >= PIECE / 16).then_some(piece)
-    }
+/// The next piece to take of `free` bytes, if as much stays as has to when `before` the first there were so many.
+fn piece(free: u64, before: u64) -> Option<u64> {
+    let left = LEFT.max(before / 16).min(before / 4);
+    let piece = free.saturating_sub(left).min(PIECE);
+    (piece >= PIECE / 16).then_some(piece)
 }
 
 struct Trim {
@@ -106,33 +105,36 @@ impl Trim {
                 .open(disk)
                 .context(|| format!("open {disk}"))?,
             statistics: PathBuf::from(format!("/sys/block/{name}/stat")),
-            then: Usage {
-                free: 0,
-                used: 0,
-                written: 0,
-            },
+            then: Usage { used: 0, written: 0 },
         };
         trim.then = trim.usage()?;
         Ok(trim)
     }
 
+    fn blocks(&self) -> Result<StatVfs> {
+        fstatvfs(&self.directory).context(|| "statfs of the scratch space".into())
+    }
+
+    fn free(&self) -> Result<u64> {
+        self.blocks().map(|stat| stat.f_bfree * stat.f_frsize)
+    }
+
     fn usage(&self) -> Result<Usage> {
-        let stat = fstatvfs(&self.directory).context(|| "statfs of the scratch space".into())?;
+        let stat = self.blocks()?;
         let what = || self.statistics.display().to_string();
         let text = fs::read_to_string(&self.statistics).context(what)?;
         let sectors = sectors_written(&text)
             .ok_or_else(|| Failure::other(format!("{} does not say what was written", what())))?;
         Ok(Usage {
-            free: stat.f_bfree * stat.f_frsize,
             used: stat.f_blocks.saturating_sub(stat.f_bfree) * stat.f_frsize,
             written: sectors.saturating_mul(SECTOR),
         })
     }
 
     fn look(&mut self) -> Result<()> {
-        let now = self.usage()?;
-        if now.excess_since(&self.then) >= WORTH_IT.max(now.free / 16) {
-            self.give_back(now.free)?;
+        let (now, free) = (self.usage()?, self.free()?);
+        if now.excess_since(&self.then) >= WORTH_IT.max(free / 16) {
+            self.give_back(free)?;
             // What was written meanwhile counts the next time.
             self.then = Usage {
                 written: now.written,
@@ -142,14 +144,14 @@ impl Trim {
         Ok(())
     }
 
-    /// Discards free blocks, of which there are `free` bytes.
-    fn give_back(&self, free: u64) -> Result<()> {
+    /// Discards free blocks, of which there are `before` bytes.
+    fn give_back(&self, before: u64) -> Result<()> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file =
             openat(&self.directory, ".", flags, Mode::empty()).context(|| "a file for free blocks".into())?;
         let file = File::from(file);
         let mut start = 0;
-        while let Some(piece) = self.usage()?.piece(free) {
+        while let Some(piece) = piece(self.free()?, before) {
             match fallocate(&file, FallocateFlags::empty(), start, piece) {
                 // The workload was faster.
                 Err(rustix::io::Errno::NOSPC) => break,
@@ -176,9 +178,8 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn usage(free: u64, used: u64, written: u64) -> Usage {
+    fn usage(used: u64, written: u64) -> Usage {
         Usage {
-            free: free * MIB,
             used: used * MIB,
             written: written * MIB,
         }
@@ -186,24 +187,20 @@ mod tests {
 
     #[test]
     fn what_the_host_may_have_too_much() {
-        let then = usage(4000, 10, 50);
-        assert_eq!(usage(3600, 410, 450).excess_since(&then), 0, "written and kept");
+        let then = usage(10, 50);
+        assert_eq!(usage(410, 450).excess_since(&then), 0, "written and kept");
         assert_eq!(
-            usage(4000, 10, 450).excess_since(&then),
+            usage(10, 450).excess_since(&then),
             400 * MIB,
             "and deleted, seen or not"
         );
         assert_eq!(
-            usage(4009, 1, 50).excess_since(&then),
+            usage(1, 50).excess_since(&then),
             9 * MIB,
             "what was there before, deleted"
         );
-        assert_eq!(usage(3900, 110, 50).excess_since(&then), 0, "not written yet");
-        assert_eq!(
-            usage(3990, 20, 0).excess_since(&then),
-            0,
-            "a counter that goes back"
-        );
+        assert_eq!(usage(110, 50).excess_since(&then), 0, "not written yet");
+        assert_eq!(usage(20, 0).excess_since(&then), 0, "a counter that goes back");
     }
 
     #[test]
@@ -217,22 +214,21 @@ mod tests {
             (3, 3),
             (0, 0),
         ] {
-            let mut now = usage(free, 0, 0);
+            let mut now = free * MIB;
             let mut pieces = 0;
-            while let Some(piece) = now.piece(free * MIB) {
+            while let Some(piece) = piece(now, free * MIB) {
                 assert!(piece <= PIECE);
-                now.free -= piece;
+                now -= piece;
                 pieces += 1;
             }
             assert!(
-                (left * MIB..left * MIB + PIECE / 16).contains(&now.free),
-                "{free}: {}",
-                now.free
+                (left * MIB..left * MIB + PIECE / 16).contains(&now),
+                "{free}: {now}"
             );
             assert!(pieces <= free / 64 + 1, "{pieces}");
         }
         // The workload takes what is left, meanwhile.
-        assert_eq!(usage(100, 0, 0).piece(4000 * MIB), None);
+        assert_eq!(piece(100 * MIB, 4000 * MIB), None);
     }
 
     #[test]

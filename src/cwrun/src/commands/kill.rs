@@ -19,11 +19,12 @@ pub fn run(global: &Global, args: &Kill) -> Result<()> {
     let signal = signal::parse(&args.signal)?;
     let container = Root::new(global.root.clone())?.get(&args.id)?;
     match (container.status(), container.record.vmm) {
-        (Status::Created | Status::Running | Status::Paused, Some(vmm)) if signal == libc::SIGKILL => {
-            signal::send(vmm, signal).or_else(|error| after(&container, args.all, error))
-        }
-        (Status::Created | Status::Running | Status::Paused, Some(_)) => {
-            deliver(&container, signal, args.all).or_else(|error| after(&container, args.all, error))
+        (Status::Created | Status::Running | Status::Paused, Some(vmm)) => {
+            let sent = match signal {
+                libc::SIGKILL => signal::send(vmm, signal),
+                _ => deliver(&container, signal, args.all),
+            };
+            sent.or_else(|error| after(&container, args.all, error))
         }
         (Status::Stopped, _) => stopped(&container, args.all),
         (status, _) => bail!(

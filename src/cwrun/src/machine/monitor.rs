@@ -559,11 +559,8 @@ impl Monitor {
         let Ok((stream, _)) = self.control.accept() else {
             return Ok(());
         };
-        let timeouts = stream
-            .set_read_timeout(Some(SEND_DEADLINE))
-            .and_then(|()| stream.set_write_timeout(Some(SEND_DEADLINE)));
-        timeouts.context("control socket")?;
         let mut client = Client::new(stream);
+        client.wait_at_most(SEND_DEADLINE).context("control socket")?;
         let Ok(Some(mut request)) = client.receive() else {
             return Ok(());
         };

@@ -468,6 +468,11 @@ fn lies_about_lengths_are_reset() {
 #[test]
 fn the_guests_credit_is_kept() {
     let mut guest = guest();
+    let taken = |fwd_cnt| Header {
+        buf_alloc: 1000,
+        fwd_cnt,
+        ..header(Op::CreditUpdate, 1000)
+    };
     guest.send(
         Header {
             buf_alloc: 1000,
@@ -481,44 +486,16 @@ fn the_guests_credit_is_kept() {
     assert_eq!(guest.receive().1.len(), 1000);
     guest.receive_op(Op::CreditRequest);
     guest.silent();
-    guest.send(
-        Header {
-            buf_alloc: 1000,
-            fwd_cnt: 600,
-            ..header(Op::CreditUpdate, 1000)
-        },
-        &[],
-    );
+    guest.send(taken(600), &[]);
     assert_eq!(guest.receive().1.len(), 600);
     // A guest that claims to have taken more than it got gets nothing.
     guest.receive_op(Op::CreditRequest);
-    guest.send(
-        Header {
-            buf_alloc: 1000,
-            fwd_cnt: 9000,
-            ..header(Op::CreditUpdate, 1000)
-        },
-        &[],
-    );
+    guest.send(taken(9000), &[]);
     guest.silent();
     // Nor is one asked again that has nothing to give.
-    guest.send(
-        Header {
-            buf_alloc: 1000,
-            fwd_cnt: 600,
-            ..header(Op::CreditUpdate, 1000)
-        },
-        &[],
-    );
+    guest.send(taken(600), &[]);
     guest.silent();
-    guest.send(
-        Header {
-            buf_alloc: 1000,
-            fwd_cnt: 1600,
-            ..header(Op::CreditUpdate, 1000)
-        },
-        &[],
-    );
+    guest.send(taken(1600), &[]);
     assert_eq!(guest.receive().1.len(), 1000);
 }
 
